@@ -1,0 +1,5 @@
+"""Relative flatness and generalization for scikit-learn and skorch models."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
