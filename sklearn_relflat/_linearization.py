@@ -1,0 +1,239 @@
+"""One forward pass of a chunk of samples, ready for derivatives in a layer's output.
+
+Conventions
+-----------
+``z_i = w Phi_i`` (d, P) are the preactivations of sample i, ``f_i`` the raw outputs,
+``a_i`` the gradient of the loss in them. A cotangent is a tensor of the outputs' shape; pulled
+back to a layer it has the preactivations' shape, or (n, d, P) as rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sklearn_relflat._layers import Capture, LayerCall, WeightLayer, check_calls
+from sklearn_relflat._models import Batch, TorchModel
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Tensor in the dtype for sums: float64 where the device has it."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+# ---------------------------------------------------------------------------
+# Chunks of samples
+# ---------------------------------------------------------------------------
+def _slice(inputs: Any, start: int, stop: int) -> Any:
+    """Samples start..stop of nested inputs."""
+    if isinstance(inputs, Tensor):
+        return inputs[start:stop]
+    if isinstance(inputs, dict):
+        return {key: _slice(value, start, stop) for key, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return type(inputs)(_slice(value, start, stop) for value in inputs)
+    return inputs
+
+
+def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples start..stop of a batch, as a batch."""
+    stop = min(stop, batch.n_samples)
+    weight = batch.sample_weight
+    return replace(
+        batch,
+        inputs=_slice(batch.inputs, start, stop),
+        y=None if batch.y is None else batch.y[start:stop],
+        sample_weight=None if weight is None else weight[start:stop],
+        start=batch.start + start,
+        n_samples=stop - start,
+    )
+
+
+def chunks(source: Any, size: int) -> Iterator[Batch]:
+    """Batches of a source, cut into chunks."""
+    for batch in source:
+        if batch.n_samples <= size:
+            yield batch
+            continue
+        # Chunks of equal size: a tiny last one would waste a forward pass.
+        n_chunks = math.ceil(batch.n_samples / size)
+        step = math.ceil(batch.n_samples / n_chunks)
+        for start in range(0, batch.n_samples, step):
+            yield slice_batch(batch, start, start + step)
+
+
+# ---------------------------------------------------------------------------
+# One forward pass, ready for vector-Jacobian products
+# ---------------------------------------------------------------------------
+class Linearization:
+    """Forward pass of one chunk, with what the loss says about its outputs.
+
+    Attributes
+    ----------
+    outputs : Tensor
+        Raw outputs, in the graph.
+    wide_outputs : Tensor
+        The same in float64, without graph.
+    targets : Tensor
+        Encoded targets.
+    weight : Tensor of shape (n,)
+        Sample weights.
+    loss_sum, denominator : Tensor
+        Weighted sums of the per-sample losses and of their denominators.
+    """
+
+    def __init__(
+        self,
+        view: TorchModel,
+        batch: Batch,
+        seen: Capture,
+        layers: dict[str, WeightLayer],
+    ) -> None:
+        seen.clear()
+        self.view = view
+        self.outputs = view.outputs(batch.inputs)
+        check_calls(seen, layers, batch.n_samples)
+        self.calls = {name: seen[name] for name in layers}
+        self.n_samples = batch.n_samples
+        self.wide_outputs = wide(self.outputs.detach())
+        if batch.y is None:
+            raise ValueError(
+                "Expected y, the targets of the loss, got None. Pass y, or a data set "
+                "that yields (X, y)."
+            )
+        self.targets = view.loss.targets(self.wide_outputs, batch.y)
+        if batch.sample_weight is None:
+            self.weight = torch.ones_like(self.wide_outputs.flatten(1)[:, 0])
+        else:
+            self.weight = wide(batch.sample_weight)
+        value = view.loss.value(self.wide_outputs, self.targets)
+        denominator = view.loss.denominator(self.wide_outputs, self.targets)
+        self.loss_sum = (self.weight * value).sum()
+        self.denominator = (self.weight * denominator).sum()
+        if not torch.isfinite(self.loss_sum):
+            bad = (~torch.isfinite(value)).nonzero().flatten()[:5] + batch.start
+            raise ValueError(
+                f"Expected a finite loss, got {float(self.loss_sum)!r} (samples "
+                f"{bad.tolist()}). Check the targets of these samples, or train a model "
+                "that does not diverge."
+            )
+
+    def pull_back(
+        self, cotangent: Tensor, *, create_graph: bool = False
+    ) -> dict[str, list[Tensor]]:
+        """Vector-Jacobian products of an output cotangent at every call."""
+        points = [c.preactivations for calls in self.calls.values() for c in calls]
+        gradients = torch.autograd.grad(
+            self.outputs,
+            points,
+            cotangent.to(self.outputs.dtype),
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        flat = iter(
+            torch.zeros_like(z) if g is None else g for g, z in zip(gradients, points)
+        )
+        return {name: [next(flat) for _ in calls] for name, calls in self.calls.items()}
+
+    def gradient(self) -> Tensor:
+        """Gradient of each sample's loss in its outputs."""
+        return self.view.loss.gradient(self.wide_outputs, self.targets)
+
+
+def rows_of(calls: list[LayerCall], tensors: list[Tensor]) -> Tensor:
+    """Cotangents of a layer's calls side by side, (n, d, P)."""
+    rows = [call.rows(tensor) for call, tensor in zip(calls, tensors)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=2)
+
+
+def unrows_of(calls: list[LayerCall], rows: Tensor) -> list[Tensor]:
+    """Inverse of `rows_of`: one tensor per call, in the preactivations' own shape."""
+    sizes = [call.rows(call.preactivations).shape[2] for call in calls]
+    parts = rows.split(sizes, dim=2)
+    return [call.unrows(part) for call, part in zip(calls, parts)]
+
+
+def columns_of(calls: list[LayerCall], inverse_scale: Tensor | None = None) -> Tensor:
+    """Scaled features of a layer's calls side by side, (n, m, P)."""
+    parts = [call.columns() for call in calls]
+    phi = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return phi if inverse_scale is None else phi * inverse_scale[:, None]
+
+
+# ---------------------------------------------------------------------------
+# Second derivatives of the head
+# ---------------------------------------------------------------------------
+class ResidualProbe:
+    """Second-order products of the head, with the loss gradient held fixed.
+
+    One backward pass with a graph serves all products. Its first-order part, the
+    gradient of each sample's loss in the preactivations, is kept as `gradients`.
+    """
+
+    def __init__(self, lin: Linearization) -> None:
+        self.lin = lin
+        self._graph = lin.pull_back(lin.gradient(), create_graph=True)
+        self.gradients = {
+            name: [g.detach() for g in parts] for name, parts in self._graph.items()
+        }
+
+    def product(self, directions: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """Hessian of sum_i a_i^T f_i in the captured preactivations, times directions."""
+        pairs = [
+            (g, u)
+            for name, parts in directions.items()
+            for g, u in zip(self._graph[name], parts)
+            if g.requires_grad
+        ]
+        names = list(directions)
+        points = [c.preactivations for name in names for c in self.lin.calls[name]]
+        products: tuple[Tensor | None, ...] = (None,) * len(points)
+        if pairs:
+            try:
+                products = torch.autograd.grad(
+                    [g for g, _ in pairs],
+                    points,
+                    [u for _, u in pairs],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            except RuntimeError as error:
+                raise ValueError(
+                    "The second derivative of the model behind the layer is needed for "
+                    f'curvature="hessian", and torch could not form it: {error}. Use '
+                    'curvature="gauss_newton", which needs first derivatives only.'
+                ) from error
+        flat = iter(
+            torch.zeros_like(z) if p is None else p for p, z in zip(products, points)
+        )
+        return {name: [next(flat) for _ in self.lin.calls[name]] for name in names}
+
+    def is_piecewise_linear(self, generator: torch.Generator) -> bool:
+        """Whether one random product is exactly zero, in all layers at once.
+
+        The preactivations of all captured layers are shifted together, by additive
+        noise: a head that is piecewise linear in each of them is then piecewise linear
+        in the shifts jointly, so that a single product certifies every layer.
+        """
+        directions = {
+            name: [_randn(call.preactivations, generator) for call in calls]
+            for name, calls in self.lin.calls.items()
+        }
+        return not any(
+            bool(part.any())
+            for parts in self.product(directions).values()
+            for part in parts
+        )
+
+
+def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise in the shape of a tensor."""
+    return torch.randn(
+        like.shape, generator=generator, dtype=like.dtype, device=like.device
+    )

@@ -1,0 +1,136 @@
+"""Diagonal Hessian blocks H_(s,s) of a layer's neurons, for kappa_max."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sklearn_relflat._curvature import (
+    FormSums,
+    Plan,
+    RiskSums,
+    identity_form,
+    stack_factors,
+)
+from sklearn_relflat._layers import WeightLayer, capture
+from sklearn_relflat._linearization import (
+    Linearization,
+    ResidualProbe,
+    chunks,
+    columns_of,
+    rows_of,
+    unrows_of,
+    wide,
+)
+from sklearn_relflat._models import TorchModel
+
+# Numbers in all blocks together: 2 GiB of float64.
+_MAX_BLOCK_NUMBERS = 2**28
+
+
+def neuron_blocks(
+    view: TorchModel,
+    source: Any,
+    layer: WeightLayer,
+    plan: Plan,
+    *,
+    curvature: str,
+    generator: torch.Generator,
+) -> tuple[Tensor, RiskSums]:
+    """Sum the Hessian blocks of every neuron over the data.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model, inside its ``measuring()`` context.
+    source : BatchSource
+        The data.
+    layer : WeightLayer
+        The layer.
+    plan : Plan
+        From `make_plan`.
+    curvature : {"hessian", "gauss_newton"}
+        Which matrix.
+    generator : torch.Generator
+        For the certificate that the head is piecewise linear.
+
+    Returns
+    -------
+    blocks : Tensor of shape (n_neurons, n_features, n_features)
+        Weighted sums over samples, not yet divided by the denominator.
+    sums : RiskSums
+        Loss, denominator and gradients.
+
+    Raises
+    ------
+    ValueError
+        If the blocks do not fit into memory.
+    """
+    d, m = layer.n_neurons, layer.n_features
+    if d * m * m > _MAX_BLOCK_NUMBERS:
+        raise ValueError(
+            f"The {d} Hessian blocks of layer {layer.name!r}, of {m} x {m} numbers each, "
+            f"exceed the limit of {_MAX_BLOCK_NUMBERS} numbers. Choose a smaller layer, "
+            'or statistic="trace", which needs no block.'
+        )
+    form = identity_form(layer)
+    layers = {layer.name: layer}
+    sums = RiskSums([FormSums()])
+    device = view.device
+    blocks = wide(torch.zeros(d, m, m, device=device))
+    with capture(view, layers, differentiable=True) as seen:
+        for batch in chunks(source, plan.chunk_size(layers, device)):
+            with torch.no_grad():
+                lin = Linearization(view, batch, seen, layers)
+                sums.add_risk(lin)
+                calls = lin.calls[layer.name]
+                phi = columns_of(calls)
+                pairs = list(view.loss.factors(lin.wide_outputs, lin.targets))
+                stacked, signs = stack_factors(lin, pairs)
+                blocks += _gauss_newton_blocks(
+                    stacked[layer.name], signs, phi, lin.weight
+                )
+                if curvature == "gauss_newton":
+                    sums.add_gradients(lin, lin.pull_back(lin.gradient()))
+                    continue
+                probe = ResidualProbe(lin)
+                sums.add_gradients(lin, probe.gradients)
+                if sums.smooth or not probe.is_piecewise_linear(generator):
+                    sums.smooth = True
+                    blocks += _residual_blocks(form.factor, probe, layer.name, phi)
+    return blocks, sums
+
+
+def _gauss_newton_blocks(
+    stacked: Tensor, signs: Tensor | None, phi: Tensor, weight: Tensor
+) -> Tensor:
+    """Gauss-Newton blocks of one chunk from cotangents (n, k, d, P)."""
+    n, k, d, _ = stacked.shape
+    # (n, k, d, m): the gradient of every factor in every neuron's weight.
+    rows = wide(stacked.flatten(1, 2) @ phi.transpose(1, 2)).reshape(n, k, d, -1)
+    scale = weight[:, None].expand(n, k) if signs is None else weight[:, None] * signs
+    left = (rows * scale[:, :, None, None]).permute(2, 3, 0, 1).flatten(2)
+    return left @ rows.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _residual_blocks(
+    basis: Tensor, probe: ResidualProbe, name: str, phi: Tensor
+) -> Tensor:
+    """Residual blocks of one chunk, one product per neuron and position."""
+    calls = probe.lin.calls[name]
+    n, m, n_positions = phi.shape
+    phi_wide = wide(phi)
+    weighted = phi_wide * probe.lin.weight[:, None, None]
+    blocks = []
+    for s, neuron in enumerate(basis.T):
+        local = phi_wide.new_zeros(n, n_positions, n_positions)
+        for p in range(n_positions):
+            rows = phi.new_zeros(n, len(basis), n_positions)
+            rows[:, :, p] = neuron
+            product = probe.product({name: unrows_of(calls, rows)})[name]
+            local[:, p] = wide(rows_of(calls, product)[:, s])
+        left = (weighted @ local).permute(1, 0, 2).flatten(1)
+        blocks.append(left @ phi_wide.permute(0, 2, 1).flatten(0, 1))
+    return torch.stack(blocks)
