@@ -1,0 +1,329 @@
+"""The one view of a fitted model that all measures share."""
+
+import dataclasses
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sklearn_relflat._batches import Batch, BatchSource, leaves
+from sklearn_relflat._links import first_output, logits_of
+from sklearn_relflat._losses import Loss
+
+Prepare = Callable[[Any, Any], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TorchModel:
+    """A fitted model as a torch module, its loss, and a way to read its data.
+
+    Made by :func:`sklearn_relflat._models.as_torch_model`; wrappers change a view with
+    :meth:`with_prepare`, :meth:`with_loss` and :func:`dataclasses.replace`.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        The module, without torch.compile. Its parameters are the model's own.
+    estimator_name : str
+        Name of the estimator's class.
+    device : torch.device
+        Device of the parameters.
+    dtype : torch.dtype
+        Floating type of the parameters.
+    forward : callable
+        ``forward(inputs)``: what the estimator does with a batch.
+    read : callable
+        ``read(X, y, sample_weight, loss)`` gives a BatchSource; ``loss`` is the loss
+        that replaces the training loss, or None.
+    training_loss : callable
+        Returns the loss that the model was trained with, or raises if it is not
+        supported.
+    default_layer : str or None
+        Name of the layer to measure if none is named; None: the output layer.
+    link : {"softmax", "log_softmax", "sigmoid"} or None
+        What the module applies to its logits; None if it returns logits.
+    replaced_loss : Loss or None
+        The loss that the user put in place of the training loss.
+    prepare : tuple of callable
+        Each maps (X, y) to (X, y), outermost wrapper first.
+    """
+
+    module: nn.Module
+    estimator_name: str
+    device: torch.device
+    dtype: torch.dtype
+    forward: Callable[[Any], Any]
+    read: Callable[[Any, Any, Any, Loss | None], BatchSource]
+    training_loss: Callable[[], Loss]
+    default_layer: str | None = None
+    link: str | None = None
+    replaced_loss: Loss | None = None
+    prepare: tuple[Prepare, ...] = ()
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The loss to measure with: the training loss unless it was replaced."""
+        return self.replaced_loss or self.training_loss()
+
+    def with_loss(self, loss: Loss) -> Self:
+        """Return this view with another loss.
+
+        Parameters
+        ----------
+        loss : Loss
+            Takes the place of the training loss.
+
+        Returns
+        -------
+        view : TorchModel
+            A new view of the same module.
+        """
+        return dataclasses.replace(self, replaced_loss=loss)
+
+    def with_prepare(self, prepare: Prepare) -> Self:
+        """Return this view for the data of a wrapper around the model.
+
+        Parameters
+        ----------
+        prepare : callable
+            Maps the wrapper's (X, y) to what this view takes; y may be None. Wrappers
+            nest: the one added last is applied first.
+
+        Returns
+        -------
+        view : TorchModel
+            A new view of the same module.
+        """
+        return dataclasses.replace(self, prepare=(prepare, *self.prepare))
+
+    def batches(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchSource:
+        """Validate data and split it into the batches that the model takes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or what else the estimator takes
+            Samples.
+        y : array-like of shape (n_samples, ...), default=None
+            Targets; None if X carries them or none are needed.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        batches : BatchSource
+            Re-iterable batches.
+        """
+        for prepare in self.prepare:
+            X, y = prepare(X, y)
+        return self.read(X, y, sample_weight, self.replaced_loss)
+
+    def outputs(self, inputs: Any) -> Tensor:
+        """Run a forward pass; gradient mode and hooks are the caller's.
+
+        Parameters
+        ----------
+        inputs : Tensor, dict or list
+            Inputs of one batch.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n_samples,) or (n_samples, n_outputs, ...)
+            Raw outputs: logits for a classifier. Where the module ends in the link
+            function, the very tensor that entered it.
+        """
+        with self._explained_shape_errors(inputs):
+            if self.link is None:
+                return first_output(self.forward(inputs))
+            return logits_of(self.link, lambda: self.forward(inputs))
+
+    @contextmanager
+    def _explained_shape_errors(self, inputs: Any) -> Iterator[None]:
+        """Turn the module's error about shapes into one about X."""
+        try:
+            yield
+        except RuntimeError as err:
+            if not _SHAPE_ERROR.search(str(err)):
+                raise
+            shapes = ", ".join(
+                f"{name} of shape {tuple(values.shape)}"
+                for name, values in leaves(inputs)
+                if isinstance(values, Tensor)
+            )
+            raise ValueError(
+                f"The module {type(self.module).__name__} does not take a batch with "
+                f"{shapes}: {_first_layer(self.module)}. Expected samples of the shape "
+                f"that the net was fitted on; torch said: {err}"
+            ) from err
+
+    def check_outputs(self, outputs: Tensor, batch: Batch) -> None:
+        """Raise where a forward pass gave NaN or infinity.
+
+        Parameters
+        ----------
+        outputs : Tensor
+            Raw outputs of the batch.
+        batch : Batch
+            The batch.
+
+        Raises
+        ------
+        ValueError
+            Naming what is at fault: a weight, X, or the forward pass.
+        """
+        if torch.isfinite(outputs).all():
+            return
+        self.check_parameters()
+        bad = torch.nonzero(~torch.isfinite(outputs))[0, 0]
+        largest = max(
+            (
+                float(values.abs().max())
+                for _, values in leaves(batch.inputs)
+                if isinstance(values, Tensor) and values.is_floating_point()
+            ),
+            default=0.0,
+        )
+        raise ValueError(
+            f"Expected finite outputs of {self.estimator_name}, got NaN or infinity "
+            f"from the forward pass of sample {batch.start + int(bad)}, though X and "
+            f"all parameters are finite. The largest entry of X in this batch is "
+            f"{largest:.3g}: scale X, or measure the model in double precision."
+        )
+
+    def check_parameters(self) -> None:
+        """Raise where a parameter holds NaN or infinity.
+
+        Raises
+        ------
+        ValueError
+            Naming the parameter.
+        """
+        for name, parameter in self.module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise ValueError(
+                    f"Expected finite weights, got NaN or infinity in parameter "
+                    f"{name!r} of {self.estimator_name}: its training diverged. Fit "
+                    "it again, with a smaller learning rate or scaled data."
+                )
+
+    @contextmanager
+    def measuring(self) -> Iterator[Self]:
+        """Put the model into the state to be measured in; restore it afterwards.
+
+        Inside: eval mode, attention by the plain formula (the fused kernels have no
+        second derivative), no inference mode and no autocast. Afterwards, also after
+        an exception: training flags, buffers, gradients and their flags, and the
+        global random states are what they were. Parameters are not copied: no
+        measure writes to them.
+
+        Yields
+        ------
+        view : TorchModel
+            This view.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not finite, or a batch normalisation keeps no running
+            statistics and so couples the samples of a batch.
+        """
+        self.check_parameters()
+        _check_independent_samples(self.module)
+        with ExitStack() as stack:
+            stack.callback(_restore_random_states, *_random_states())
+            stack.callback(_restore_modules, *_module_states(self.module))
+            stack.callback(
+                torch.backends.mha.set_fastpath_enabled,
+                torch.backends.mha.get_fastpath_enabled(),
+            )
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if torch.is_inference_mode_enabled():
+                # Leaving inference mode switches gradients on; the caller decides.
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.set_grad_enabled(False))
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            self.module.eval()
+            yield self
+
+
+# What torch says where the width of X does not fit the first layer.
+_SHAPE_ERROR = re.compile(
+    r"shapes cannot be multiplied|size mismatch|must match the size|"
+    r"[Ee]xpected input.* to have|Given (groups|normalized_shape|input size)|"
+    r"Expected \d.*-?D|is invalid for input of size|running_mean should contain"
+)
+
+
+def _first_layer(module: nn.Module) -> str:
+    """Describe what the first weight layer of a module expects."""
+    for name, layer in module.named_modules():
+        for attribute in ("in_features", "in_channels"):
+            if isinstance(getattr(layer, attribute, None), int):
+                expected = getattr(layer, attribute)
+                return f"its first weight layer {name!r} has {attribute}={expected}"
+    return "it has no layer that tells its input width"
+
+
+def _check_independent_samples(module: nn.Module) -> None:
+    """Raise where a batch normalisation has no running statistics."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise ValueError(
+                "Expected every batch normalisation to keep running statistics, got "
+                f"module {name!r} with track_running_stats=False: it normalises by the "
+                "batch even in eval mode, so that a sample's loss depends on its "
+                "batch. Train with track_running_stats=True."
+            )
+
+
+def _module_states(module: nn.Module) -> tuple[Any, ...]:
+    """Return training flags, buffers with copies, gradients and their flags."""
+    layers = []
+    for layer in module.modules():
+        buffers = dict(layer._buffers)
+        copies = {k: b.detach().clone() for k, b in buffers.items() if b is not None}
+        layers.append((layer, layer.training, buffers, copies))
+    parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+    return layers, parameters
+
+
+def _restore_modules(layers: Any, parameters: Any) -> None:
+    """Restore what :func:`_module_states` returned."""
+    for layer, training, buffers, copies in layers:
+        layer.training = training
+        for name, copy in copies.items():
+            if not torch.equal(buffers[name], copy):
+                with torch.no_grad():
+                    buffers[name].copy_(copy)
+        # A module may also have put another tensor into the place of a buffer.
+        layer._buffers.clear()
+        layer._buffers.update(buffers)
+    for parameter, gradient, requires_grad in parameters:
+        parameter.grad = gradient
+        parameter.requires_grad_(requires_grad)
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Return the global random states of torch, numpy and the standard library."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    numpy = np.random.get_state()  # noqa: NPY002 - the user's global state
+    return torch.get_rng_state(), cuda, numpy, random.getstate()
+
+
+def _restore_random_states(
+    cpu: Tensor, cuda: list[Tensor] | None, numpy: Any, python: Any
+) -> None:
+    """Restore what :func:`_random_states` returned."""
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    np.random.set_state(numpy)  # noqa: NPY002 - the user's global state
+    random.setstate(python)
