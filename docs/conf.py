@@ -1,0 +1,97 @@
+"""Configuration of the documentation."""
+
+import os
+import shutil
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS))
+
+from api_reference import write_page
+
+project = "sklearn_relflat"
+author = "the sklearn_relflat developers"
+copyright = f"2026, {author}"
+version = release = installed_version("sklearn-relflat")
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+if os.environ.get("READTHEDOCS"):  # elsewhere the build needs no network
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "jupyter_execute"]
+
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+# Made by scikit-learn on every estimator; their text links to its own user guide.
+autodoc_default_options = {
+    "exclude-members": ", ".join(
+        f"set_{method}_request"
+        for method in (
+            "fit",
+            "partial_fit",
+            "predict",
+            "predict_proba",
+            "predict_log_proba",
+            "decision_function",
+            "transform",
+            "inverse_transform",
+            "score",
+        )
+    )
+}
+numpydoc_show_class_members = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+# Notebooks are stored without outputs. They are executed where readers will see them;
+# elsewhere `make notebooks` does that, once.
+nb_execution_mode = "cache" if os.environ.get("READTHEDOCS") else "off"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = "sklearn_relflat"
+html_theme_options = {
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+html_sidebars = {"index": [], "install": [], "notation": []}
+html_show_sourcelink = False
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def collect_notebooks() -> None:
+    """Copy the notebooks into the documentation, with a page that lists them."""
+    folder = DOCS / "notebooks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    notebooks = sorted((DOCS.parent / "notebooks").glob("*.ipynb"))
+    for notebook in notebooks:
+        shutil.copyfile(notebook, folder / notebook.name)
+    listed = "\n".join(notebook.stem for notebook in notebooks)
+    toctree = f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+    text = toctree if notebooks else "There are no notebooks yet.\n"
+    (folder / "index.md").write_text(f"# Notebooks\n\n{text}", encoding="utf-8")
+
+
+collect_notebooks()
+write_page(DOCS)

@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+# /// script
+# dependencies = ["nox>=2025.5.1"]
+# ///
+"""The tests in other environments than the one that the Makefile sets up."""
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+
+PYPROJECT = nox.project.load_toml()
+TEST = nox.project.dependency_groups(PYPROJECT, "test")
+
+
+def run_tests(session: nox.Session) -> None:
+    session.run(
+        "pytest", "-n", "2", "-m", "not slow", *session.posargs,
+        env={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The versions of constraints.txt, as `make test`."""
+    session.install("--constraint", "constraints.txt", "--editable", ".", *TEST)
+    run_tests(session)
+
+
+@nox.session(default=False)
+def minimum(session: nox.Session) -> None:
+    """The oldest versions that pyproject.toml allows."""
+    session.install("--constraint", "constraints-minimum.txt", "--editable", ".", *TEST)
+    run_tests(session)
+
+
+@nox.session(default=False)
+def latest(session: nox.Session) -> None:
+    """The newest release of everything."""
+    session.install("--upgrade", "--editable", ".", *TEST)
+    run_tests(session)
+
+
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it and import every public name from it."""
+    session.install("--constraint", "constraints.txt", "build")
+    session.run("python", "-m", "build", "--outdir", session.create_tmp())
+    session.install(
+        "--constraint", "constraints.txt", "--no-index", "--no-deps",
+        "--find-links", session.create_tmp(), "sklearn-relflat",
+    )  # fmt: skip
+    session.chdir(session.create_tmp())
+    session.run(
+        "python", "-c", "import sklearn_relflat; print(sorted(sklearn_relflat.__all__))"
+    )
+
+
+if __name__ == "__main__":
+    nox.main()
