@@ -104,6 +104,8 @@ class Plan:
         The captured layers in the order of their last call.
     n_factors : int
         Factors of the loss Hessian in the outputs of one sample.
+    n_calls : dict of str to int
+        Calls of each layer in one forward pass.
     n_positions : dict of str to int
         Positions of each layer, summed over its calls.
     output_layer : str or None
@@ -112,18 +114,18 @@ class Plan:
 
     order: tuple[str, ...]
     n_factors: int
+    n_calls: dict[str, int]
     n_positions: dict[str, int]
     output_layer: str | None
 
     def n_residual_probes(self, form: QuadraticForm) -> int:
         """Second-order products that the exact residual of a form takes."""
-        layer = form.layer
-        return form.factor.shape[1] * min(
-            self.n_positions[layer.name], layer.n_features
-        )
+        name, m = form.layer.name, form.layer.n_features
+        columns = m if self.n_calls[name] > 1 else min(self.n_positions[name], m)
+        return form.factor.shape[1] * columns
 
     def chunk_size(self, layers: dict[str, WeightLayer], device: torch.device) -> int:
-        """Samples per chunk, so that memory does not depend on the batch size."""
+        """Choose the chunk size, so that memory does not depend on the batch size."""
         floats = sum(
             self.n_positions[name]
             * (layer.n_features + 2 * (self.n_factors + 2) * layer.n_neurons)
@@ -171,12 +173,18 @@ def make_plan(
         output_layer = (
             order[-1] if len(last) == 1 and is_output(last[0], outputs) else None
         )
-    return Plan(order, view.loss.n_factors(outputs), n_positions, output_layer)
+        n_calls = {name: len(seen[name]) for name in called}
+    return Plan(order, view.loss.n_factors(outputs), n_calls, n_positions, output_layer)
 
 
 # ---------------------------------------------------------------------------
 # The Gauss-Newton part
 # ---------------------------------------------------------------------------
+def scaled(phi: Tensor, form: QuadraticForm) -> Tensor:
+    """Features divided by the scales of a form."""
+    return phi if form.inverse_scale is None else phi * form.inverse_scale[:, None]
+
+
 def squared_norms(left: Tensor, phi: Tensor) -> Tensor:
     """Squared Frobenius norms of left Phi^T, by the cheaper of two orders.
 
@@ -218,9 +226,7 @@ def _gauss_newton(
     for form in forms:
         stacked = cotangents[form.layer.name]
         left = torch.einsum("dr,nkdp->nkrp", form.factor, stacked)
-        phi = phis[form.layer.name]
-        if form.inverse_scale is not None:
-            phi = phi * form.inverse_scale[:, None]
+        phi = scaled(phis[form.layer.name], form)
         norms = wide(squared_norms(left, phi))
         values.append((norms if signs is None else norms * signs).sum(1))
     return torch.stack(values)
@@ -252,7 +258,7 @@ def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> 
 
 def _position_factor(phi: Tensor) -> Tensor:
     """Psi (n, P, q) with Psi Psi^T = Phi^T Phi and q as small as can be."""
-    n, m, n_positions = phi.shape
+    _, m, n_positions = phi.shape
     if n_positions == 1:
         return phi.square().sum(1, keepdim=True).sqrt()
     if m <= n_positions:
@@ -261,20 +267,36 @@ def _position_factor(phi: Tensor) -> Tensor:
     return torch.linalg.qr(phi, mode="r").R.transpose(1, 2)
 
 
-def _exact_residual(form: QuadraticForm, probe: ResidualProbe, phi: Tensor) -> Tensor:
+def _features(
+    form: QuadraticForm, probe: ResidualProbe, phis: dict[str, Tensor]
+) -> Tensor:
+    """Scaled features of a form's layer, in the graph if it is called repeatedly."""
+    calls = probe.lin.calls[form.layer.name]
+    if len(calls) == 1:
+        return scaled(phis[form.layer.name], form)
+    return scaled(columns_of(calls, live=True), form)
+
+
+@torch.enable_grad()
+def _exact_residual(
+    form: QuadraticForm, probe: ResidualProbe, phis: dict[str, Tensor]
+) -> Tensor:
     """Per-sample residual of one form, (n,), by all its second-order products."""
     name = form.layer.name
     calls = probe.lin.calls[name]
-    psi = _position_factor(phi)
+    phi = _features(form, probe, phis)
+    # Only single columns of live features are directions in the weight.
+    psi = _position_factor(phi) if len(calls) == 1 else phi.transpose(1, 2)
     total = torch.zeros_like(probe.lin.weight)
     for column in form.factor.T:
         for j in range(psi.shape[2]):
             rows = column[:, None] * psi[:, None, :, j]
             product = probe.product({name: unrows_of(calls, rows)})[name]
-            total += wide((rows * rows_of(calls, product)).sum((1, 2)))
+            total += wide((rows.detach() * rows_of(calls, product)).sum((1, 2)))
     return total
 
 
+@torch.enable_grad()
 def _sampled_residual(
     forms: list[QuadraticForm],
     probe: ResidualProbe,
@@ -293,13 +315,13 @@ def _sampled_residual(
         now = {form.layer.name: (i, form) for i, form in reversed(pending)}
         pending = [pair for pair in pending if now[pair[1].layer.name][0] != pair[0]]
         rows = {
-            name: _random_rows(form, phis[name], generator)
+            name: _random_rows(form, _features(form, probe, phis), generator)
             for name, (_, form) in now.items()
         }
         calls = probe.lin.calls
         products = probe.product({k: unrows_of(calls[k], u) for k, u in rows.items()})
         for name, (i, _) in now.items():
-            inner = rows[name] * rows_of(calls[name], products[name])
+            inner = rows[name].detach() * rows_of(calls[name], products[name])
             values[i] = wide(inner.sum((1, 2)))
     return torch.stack([values[i] for i in range(len(forms))])
 
@@ -308,8 +330,6 @@ def _random_rows(
     form: QuadraticForm, phi: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Directions L A Phi_i / sigma with independent random signs A_i, (n, d, P)."""
-    if form.inverse_scale is not None:
-        phi = phi * form.inverse_scale[:, None]
     n, m, n_positions = phi.shape
     r = form.factor.shape[1]
     if n_positions == 1:
@@ -435,7 +455,7 @@ class RiskSums:
 def closed_form_sums(
     view: TorchModel, source: Any, form: QuadraticForm, *, keep: bool = False
 ) -> RiskSums:
-    """Sums for an output layer, from forward passes alone.
+    """Sum over an output layer's samples, from forward passes alone.
 
     Parameters
     ----------
@@ -462,7 +482,7 @@ def closed_form_sums(
             lin = Linearization(view, batch, seen, {layer.name: layer})
             calls = lin.calls[layer.name]
             inner = view.loss.hessian_inner(lin.wide_outputs, lin.targets, gram)
-            phi = columns_of(calls, form.inverse_scale)[:, :, 0]
+            phi = scaled(columns_of(calls), form)[:, :, 0]
             value = wide(phi).square().sum(1) * inner
             sums.add(lin, value[None, None])
             if keep:
@@ -536,7 +556,7 @@ def curvature_sums(
                 draws = _chunk_draws(lin, forms, route, generator, sums)
                 sums.add(lin, draws)
             if keep:
-                for form_sums, value in zip(sums.forms, draws.mean(0)):
+                for form_sums, value in zip(sums.forms, draws.mean(0), strict=True):
                     form_sums.values.append(value * lin.weight)
     return sums
 
@@ -574,19 +594,11 @@ def _chunk_draws(
         return draws
     if route.residual == "exact":
         return draws + torch.stack(
-            [
-                _exact_residual(form, probe, _scaled(phis[form.layer.name], form))
-                for form in forms
-            ]
+            [_exact_residual(form, probe, phis) for form in forms]
         )
     return draws + torch.stack(
         [_sampled_residual(forms, probe, phis, generator) for _ in range(route.n_draws)]
     )
-
-
-def _scaled(phi: Tensor, form: QuadraticForm) -> Tensor:
-    """Features divided by the scales of a form."""
-    return phi if form.inverse_scale is None else phi * form.inverse_scale[:, None]
 
 
 def _one_factor(

@@ -55,7 +55,9 @@ def _padded(conv: Any, x: Tensor) -> Tensor:
     if conv.padding == "valid":
         return x
     if conv.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size)]
+        totals = [
+            d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+        ]
         # torch puts the odd element at the end.
         pairs = [(total // 2, total - total // 2) for total in totals]
     else:
@@ -221,7 +223,7 @@ def _weight_key(module: nn.Module) -> int:
 
 
 def _plain_name(name: str) -> str:
-    """Module name without the prefix that `torch.compile` adds to submodules."""
+    """Strip the prefix from a module name that `torch.compile` adds to submodules."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
@@ -366,9 +368,10 @@ class LayerCall:
     def _batch_first(self, tensor: Tensor) -> Tensor:
         return tensor.movedim(self.batch_dim, 0)
 
-    def columns(self) -> Tensor:
-        """Unfolded features, (n, m, P)."""
-        return self.kind.columns(self.module, self._batch_first(self.inputs))
+    def columns(self, *, live: bool = False) -> Tensor:
+        """Unfolded features, (n, m, P); live: in the graph, as the head sees them."""
+        inputs = self.inputs if live else self.inputs.detach()
+        return self.kind.columns(self.module, self._batch_first(inputs))
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Tensor of the preactivations' shape as (n, d, P)."""
@@ -382,7 +385,9 @@ class LayerCall:
     def weight_gradient(self, cotangent: Tensor) -> Tensor:
         """Gradient in the weight, summed over samples, (d, m)."""
         return self.kind.weight_gradient(
-            self.module, self._batch_first(self.inputs), self._batch_first(cotangent)
+            self.module,
+            self._batch_first(self.inputs.detach()),
+            self._batch_first(cotangent),
         )
 
     @property
@@ -490,7 +495,7 @@ def capture(
         torch.set_grad_enabled(True)
         z = z if z.requires_grad else z.detach().requires_grad_()
         # Copies, because what follows may overwrite either tensor in place.
-        x = x.detach().clone()
+        x = x.clone()
         seen.add(name, LayerCall(kind, module, x, z, z._version, batch_dim))
         return z.clone()
 

@@ -30,7 +30,7 @@ def wide(tensor: Tensor) -> Tensor:
 # Chunks of samples
 # ---------------------------------------------------------------------------
 def _slice(inputs: Any, start: int, stop: int) -> Any:
-    """Samples start..stop of nested inputs."""
+    """Cut samples start..stop out of nested inputs."""
     if isinstance(inputs, Tensor):
         return inputs[start:stop]
     if isinstance(inputs, dict):
@@ -41,7 +41,7 @@ def _slice(inputs: Any, start: int, stop: int) -> Any:
 
 
 def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples start..stop of a batch, as a batch."""
+    """Cut samples start..stop out of a batch, as a batch."""
     stop = min(stop, batch.n_samples)
     weight = batch.sample_weight
     return replace(
@@ -108,7 +108,7 @@ class Linearization:
             )
         self.targets = view.loss.targets(self.wide_outputs, batch.y)
         if batch.sample_weight is None:
-            self.weight = torch.ones_like(self.wide_outputs.flatten(1)[:, 0])
+            self.weight = self.wide_outputs.new_ones(batch.n_samples)
         else:
             self.weight = wide(batch.sample_weight)
         value = view.loss.value(self.wide_outputs, self.targets)
@@ -137,7 +137,8 @@ class Linearization:
             allow_unused=True,
         )
         flat = iter(
-            torch.zeros_like(z) if g is None else g for g, z in zip(gradients, points)
+            torch.zeros_like(z) if g is None else g
+            for g, z in zip(gradients, points, strict=True)
         )
         return {name: [next(flat) for _ in calls] for name, calls in self.calls.items()}
 
@@ -148,7 +149,7 @@ class Linearization:
 
 def rows_of(calls: list[LayerCall], tensors: list[Tensor]) -> Tensor:
     """Cotangents of a layer's calls side by side, (n, d, P)."""
-    rows = [call.rows(tensor) for call, tensor in zip(calls, tensors)]
+    rows = [call.rows(tensor) for call, tensor in zip(calls, tensors, strict=True)]
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=2)
 
 
@@ -156,14 +157,13 @@ def unrows_of(calls: list[LayerCall], rows: Tensor) -> list[Tensor]:
     """Inverse of `rows_of`: one tensor per call, in the preactivations' own shape."""
     sizes = [call.rows(call.preactivations).shape[2] for call in calls]
     parts = rows.split(sizes, dim=2)
-    return [call.unrows(part) for call, part in zip(calls, parts)]
+    return [call.unrows(part) for call, part in zip(calls, parts, strict=True)]
 
 
-def columns_of(calls: list[LayerCall], inverse_scale: Tensor | None = None) -> Tensor:
-    """Scaled features of a layer's calls side by side, (n, m, P)."""
-    parts = [call.columns() for call in calls]
-    phi = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return phi if inverse_scale is None else phi * inverse_scale[:, None]
+def columns_of(calls: list[LayerCall], *, live: bool = False) -> Tensor:
+    """Features of a layer's calls side by side, (n, m, P); live: in the graph."""
+    parts = [call.columns(live=live) for call in calls]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 # ---------------------------------------------------------------------------
@@ -184,24 +184,43 @@ class ResidualProbe:
         }
 
     def product(self, directions: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-        """Hessian of sum_i a_i^T f_i in the captured preactivations, times directions."""
-        pairs = [
-            (g, u)
-            for name, parts in directions.items()
-            for g, u in zip(self._graph[name], parts)
-            if g.requires_grad
-        ]
+        """Hessian of sum_i a_i^T f_i in the preactivations, times directions.
+
+        Parameters
+        ----------
+        directions : dict of str to list of Tensor
+            One per call. Directions ``dw Phi_c`` may be in the graph: of a weight that
+            is applied repeatedly, the features of a later call depend on the earlier
+            ones. Their derivative then enters twice, once for each of the two
+            perturbations that could come first, so that the quadratic form in dw is
+            right, and the bilinear form after symmetrization.
+
+        Returns
+        -------
+        products : dict of str to list of Tensor
+            In the shapes of the preactivations.
+
+        Raises
+        ------
+        ValueError
+            If torch has no second derivative for an operation of the model.
+        """
         names = list(directions)
         points = [c.preactivations for name in names for c in self.lin.calls[name]]
         products: tuple[Tensor | None, ...] = (None,) * len(points)
-        if pairs:
+        with torch.enable_grad():
+            inner = [
+                (g * u.detach()).sum() + 2 * (g.detach() * u).sum()
+                if u.requires_grad
+                else (g * u).sum()
+                for name in names
+                for g, u in zip(self._graph[name], directions[name], strict=True)
+                if g.requires_grad or u.requires_grad
+            ]
+        if inner:
             try:
                 products = torch.autograd.grad(
-                    [g for g, _ in pairs],
-                    points,
-                    [u for _, u in pairs],
-                    retain_graph=True,
-                    allow_unused=True,
+                    inner, points, retain_graph=True, allow_unused=True
                 )
             except RuntimeError as error:
                 raise ValueError(
@@ -210,7 +229,8 @@ class ResidualProbe:
                     'curvature="gauss_newton", which needs first derivatives only.'
                 ) from error
         flat = iter(
-            torch.zeros_like(z) if p is None else p for p, z in zip(products, points)
+            torch.zeros_like(z) if p is None else p
+            for p, z in zip(products, points, strict=True)
         )
         return {name: [next(flat) for _ in self.lin.calls[name]] for name in names}
 
@@ -222,7 +242,7 @@ class ResidualProbe:
         in the shifts jointly, so that a single product certifies every layer.
         """
         directions = {
-            name: [_randn(call.preactivations, generator) for call in calls]
+            name: self._random_directions(calls, generator)
             for name, calls in self.lin.calls.items()
         }
         return not any(
@@ -231,9 +251,22 @@ class ResidualProbe:
             for part in parts
         )
 
+    @staticmethod
+    def _random_directions(
+        calls: list[LayerCall], generator: torch.Generator
+    ) -> list[Tensor]:
+        """Noise in the preactivations; noise in the weight if it is applied repeatedly."""
+        if len(calls) == 1:
+            return [_randn(calls[0].preactivations, generator)]
+        with torch.enable_grad():
+            phi = columns_of(calls, live=True)
+            shape = calls[0].rows(calls[0].preactivations).shape
+            noise = _randn(phi.new_empty(shape[1], phi.shape[1]), generator)
+            return unrows_of(calls, noise @ phi)
+
 
 def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise in the shape of a tensor."""
+    """Draw standard normal noise in the shape of a tensor."""
     return torch.randn(
         like.shape, generator=generator, dtype=like.dtype, device=like.device
     )

@@ -115,22 +115,33 @@ def _gauss_newton_blocks(
     return left @ rows.permute(2, 0, 1, 3).flatten(1, 2)
 
 
+@torch.enable_grad()
 def _residual_blocks(
     basis: Tensor, probe: ResidualProbe, name: str, phi: Tensor
 ) -> Tensor:
-    """Residual blocks of one chunk, one product per neuron and position."""
+    """Residual blocks of one chunk, (d, m, m)."""
     calls = probe.lin.calls[name]
-    n, m, n_positions = phi.shape
+    repeated = len(calls) > 1
+    # Directions behind one neuron: single positions, or, where later calls depend on
+    # earlier ones, single features in the graph.
+    directions = columns_of(calls, live=True).transpose(1, 2) if repeated else None
     phi_wide = wide(phi)
+    n, m, n_positions = phi.shape
     weighted = phi_wide * probe.lin.weight[:, None, None]
-    blocks = []
+    blocks = phi_wide.new_zeros(len(basis), m, m)
     for s, neuron in enumerate(basis.T):
-        local = phi_wide.new_zeros(n, n_positions, n_positions)
-        for p in range(n_positions):
-            rows = phi.new_zeros(n, len(basis), n_positions)
-            rows[:, :, p] = neuron
+        for j in range(m if repeated else n_positions):
+            if directions is None:
+                local = phi.new_zeros(n, n_positions)
+                local[:, j] = 1.0
+            else:
+                local = directions[:, :, j]
+            rows = neuron[:, None] * local[:, None]
             product = probe.product({name: unrows_of(calls, rows)})[name]
-            local[:, p] = wide(rows_of(calls, product)[:, s])
-        left = (weighted @ local).permute(1, 0, 2).flatten(1)
-        blocks.append(left @ phi_wide.permute(0, 2, 1).flatten(0, 1))
-    return torch.stack(blocks)
+            row = wide(rows_of(calls, product)[:, s])
+            gradient = (weighted @ row[:, :, None])[:, :, 0]
+            if repeated:
+                blocks[s, :, j] += gradient.sum(0)
+            else:
+                blocks[s] += gradient.T @ phi_wide[:, :, j]
+    return (blocks + blocks.transpose(1, 2)) / 2

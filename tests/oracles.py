@@ -1,0 +1,54 @@
+"""Slow, readable references: Definition 3 of the paper, written out."""
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def layer_hessian(module, name, risk):
+    """Hessian of the mean loss in a layer's weight, (d, m, d, m), by brute force.
+
+    `risk` maps the module's call (a function of the inputs) to the empirical risk.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    weight = parameters[f"{name}.weight"].detach()
+
+    def empirical_risk(w):
+        def call(*args, **kwargs):
+            return torch.func.functional_call(
+                module, {f"{name}.weight": w}, args, kwargs
+            )
+
+        return risk(call)
+
+    # Fused attention has no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        hessian = torch.func.jacrev(torch.func.jacrev(empirical_risk))(weight)
+    d = weight.shape[0]
+    m = weight[0].numel()
+    return hessian.detach().reshape(d, m, d, m)
+
+
+def kappa_trace(weight, hessian):
+    """Sum over pairs of neurons of <w_s, w_s'> Tr H_(s,s')."""
+    w = weight.detach().flatten(1)
+    total = 0.0
+    for s in range(len(w)):
+        for t in range(len(w)):
+            total += float(w[s] @ w[t]) * float(torch.trace(hessian[s, :, t, :]))
+    return total
+
+
+def kappa_max(weight, hessian):
+    """Sum over neurons of ||w_s||^2 lambda_max(H_(s,s))."""
+    w = weight.detach().flatten(1)
+    total = 0.0
+    for s in range(len(w)):
+        top = torch.linalg.eigvalsh(hessian[s, :, s, :])[-1]
+        total += float(w[s] @ w[s]) * float(top)
+    return total
+
+
+def normalized(weight, hessian, sigma):
+    """Weight and Hessian after phi' = phi / sigma, w' = w sigma (Theorem 4)."""
+    w = weight.detach().flatten(1) * sigma
+    return w, hessian / (sigma[None, :, None, None] * sigma)
