@@ -166,9 +166,8 @@ class BinaryCrossEntropy(PointwiseLoss):
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weight, positive = self._weights(outputs)
-        return F.binary_cross_entropy_with_logits(
-            outputs, targets, weight=weight, pos_weight=positive, reduction="none"
-        )
+        likely = positive * targets * F.logsigmoid(outputs)
+        return -weight * (likely + (1 - targets) * F.logsigmoid(-outputs))
 
     def _slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weight, positive = self._weights(outputs)
