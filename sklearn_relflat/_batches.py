@@ -74,6 +74,9 @@ class SlicedBatches(BatchSource):
         Where the batches go.
     dtype : torch.dtype
         What floating inputs are cast to.
+    trusted : bool, default=False
+        Whether the module leaves its inputs alone and these are known to be finite:
+        then batches may share memory with the data and are not checked.
 
     Examples
     --------
@@ -98,6 +101,8 @@ class SlicedBatches(BatchSource):
         sample_weight: Tensor | None,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        trusted: bool = False,
     ) -> None:
         self.n_samples = n_samples
         self._read = read
@@ -106,6 +111,7 @@ class SlicedBatches(BatchSource):
         self._sample_weight = sample_weight
         self._device = device
         self._dtype = dtype
+        self._trusted = trusted
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -117,8 +123,11 @@ class SlicedBatches(BatchSource):
             start = number * self._batch_size
             stop = min(start + self._batch_size, self.n_samples)
             rows = slice(start, stop)
-            inputs = to_model_inputs(self._read(rows), self._device, self._dtype)
-            check_finite_inputs(inputs, number, start)
+            inputs = to_model_inputs(
+                self._read(rows), self._device, self._dtype, share=self._trusted
+            )
+            if not self._trusted:
+                check_finite_inputs(inputs, number, start)
             yield Batch(
                 inputs=inputs,
                 y=_rows(self._y, rows, self._device),
@@ -154,11 +163,49 @@ def leaves(data: Any, name: str = "X") -> Iterator[tuple[str, Any]]:
         yield name, data
 
 
-def to_model_inputs(data: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Move nested arrays to a device; cast the floating ones.
+def n_rows(data: Any) -> int:
+    """Return the number of samples in nested dicts, lists and tuples of arrays.
 
-    The result never shares memory with the data, so that a module that changes its
-    input in place cannot change the user's X.
+    Parameters
+    ----------
+    data : array-like, Tensor, PackedSequence, or nested dict, list, tuple of them
+        Samples.
+
+    Returns
+    -------
+    n_samples : int
+        The length that all arrays share.
+
+    Raises
+    ------
+    TypeError
+        If there is no array, or one without a length.
+    ValueError
+        If the lengths differ.
+
+    Examples
+    --------
+    >>> n_rows({"left": np.zeros((2, 3)), "right": torch.zeros(2)})
+    2
+    """
+    lengths = {}
+    for name, values in leaves(data):
+        packed = isinstance(values, PackedSequence)
+        lengths[name] = int(values.batch_sizes[0]) if packed else len(values)
+    if not lengths:
+        raise TypeError(f"Expected at least one array, got {data!r}.")
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"Expected inputs of one length, got {lengths!r}. Pass arrays with one "
+            "entry per sample each."
+        )
+    return next(iter(lengths.values()))
+
+
+def to_model_inputs(
+    data: Any, device: torch.device, dtype: torch.dtype, *, share: bool = False
+) -> Any:
+    """Move nested arrays to a device; cast the floating ones, leave integers.
 
     Parameters
     ----------
@@ -168,6 +215,9 @@ def to_model_inputs(data: Any, device: torch.device, dtype: torch.dtype) -> Any:
         Where to.
     dtype : torch.dtype
         Floating type of the model.
+    share : bool, default=False
+        Whether the result may share memory with the data. If not, a module that
+        changes its input in place cannot change the user's X.
 
     Returns
     -------
@@ -178,30 +228,32 @@ def to_model_inputs(data: Any, device: torch.device, dtype: torch.dtype) -> Any:
     def convert(values: Any) -> Any:
         """Convert one array."""
         if isinstance(values, PackedSequence):
-            return values.to(device)
+            packed: Any = values  # Its ``to`` is annotated for dtypes only.
+            return packed.to(device)
         if isinstance(values, np.ndarray):
-            values = _plain_array(values)
-            # The copy silences torch's warning on read-only memory, too.
-            tensor = torch.from_numpy(values.copy())
+            tensor = torch.from_numpy(_plain_array(values))
         elif isinstance(values, Tensor):
             tensor = values.detach()
         else:
             return values
         target = dtype if tensor.is_floating_point() else tensor.dtype
         moved = tensor.to(device=device, dtype=target)
-        return moved.clone() if moved is values or moved is tensor else moved
+        return moved.clone() if moved is tensor and not share else moved
 
     return map_tree(convert, data)
 
 
 def _plain_array(values: np.ndarray) -> np.ndarray:
-    """Return an array of native byte order whose dtype torch knows."""
+    """Return an array whose dtype, byte order and memory torch can take over."""
     if values.dtype.kind in "OUSMmV":
         raise TypeError(
             f"Expected numeric inputs, got an array of dtype {values.dtype!r}. "
             "Encode strings, dates and objects as numbers first."
         )
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    # torch warns of read-only memory and knows no negative strides.
+    foreign = not values.flags.writeable or any(step < 0 for step in values.strides)
+    return values.copy() if foreign else values
 
 
 def check_finite_inputs(inputs: Any, number: int, start: int) -> None:

@@ -304,6 +304,7 @@ class _Reader:
             sample_weight=weights,
             device=_CPU,
             dtype=self.dtype,
+            trusted=True,
         )
 
 
@@ -387,17 +388,15 @@ def _ridge_classifier(estimator: Any) -> TorchModel:
     """Return the view of a ridge classifier: squared error to -1 and +1."""
     module = _linear_module(estimator)
     n_outputs = module.coef.out_features
-    encode: Encoder
-    if n_outputs == max(1, len(estimator.classes_) - (len(estimator.classes_) == 2)):
-        encode = _Labels(
-            estimator.classes_,
-            type(estimator).__name__,
-            n_outputs,
-            "squared_error",
-            low=-1.0,
-        )
-    else:
-        encode = _Indicator(n_outputs, low=-1.0)
+    name = type(estimator).__name__
+    labels = _Labels(estimator.classes_, name, n_outputs, "squared_error", low=-1.0)
+    indicator = _Indicator(n_outputs, low=-1.0)
+
+    def encode(y: Any, loss: Loss | None, dtype: np.dtype) -> np.ndarray:
+        """Encode labels, or an indicator matrix of several labels."""
+        several = getattr(y, "ndim", np.ndim(y)) == 2 and np.shape(y)[1] > 1
+        return (indicator if several else labels)(y, loss, dtype)
+
     return _view(estimator, module, "coef", encode, LOSSES["squared_error"])
 
 

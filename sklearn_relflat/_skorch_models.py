@@ -16,7 +16,7 @@ from skorch import (
     NeuralNetRegressor,
 )
 from skorch.dataset import Dataset as SkorchDataset
-from skorch.dataset import get_len, unpack_data
+from skorch.dataset import unpack_data
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
@@ -30,6 +30,7 @@ from sklearn_relflat._batches import (
     check_finite_inputs,
     leaves,
     map_tree,
+    n_rows,
     to_model_inputs,
 )
 from sklearn_relflat._losses import Loss, loss_from_criterion
@@ -201,21 +202,13 @@ class _Reader:
 
 def _n_samples(X: Any) -> int:
     """Return the number of samples, after the first checks of X."""
-    for name, values in [("X", X)] if isinstance(X, Dataset) else leaves(X):
-        if sparse.issparse(values) or getattr(values, "is_sparse", False):
-            raise TypeError(
-                f"Expected dense {name} for a neural net, got a sparse matrix of type "
-                f"{type(values).__name__!r}. Convert it with X.toarray(), or reduce it "
-                "in a Pipeline, for instance with TruncatedSVD."
-            )
+    if not isinstance(X, Dataset):
+        for name, values in leaves(X):
+            _check_dense(name, values)
     try:
-        n_samples = len(X) if isinstance(X, Dataset) else get_len(X)
-    except ValueError as err:
-        lengths = {name: len(values) for name, values in leaves(X)}
-        raise ValueError(
-            f"Expected inputs of one length, got {lengths!r}. Pass arrays with one "
-            "entry per sample each."
-        ) from err
+        # Torch's base class of data sets does not promise a length.
+        sized: Any = X
+        n_samples = len(sized) if isinstance(X, Dataset) else n_rows(X)
     except TypeError as err:
         raise TypeError(
             "Expected X as an array, tensor, DataFrame, dict of arrays or a data set "
@@ -224,6 +217,17 @@ def _n_samples(X: Any) -> int:
     if n_samples == 0:
         raise ValueError("Expected at least one sample, got an empty X.")
     return n_samples
+
+
+def _check_dense(name: str, values: Any) -> None:
+    """Raise where an input is sparse."""
+    sparse_tensor = isinstance(values, Tensor) and values.layout is not torch.strided
+    if sparse.issparse(values) or sparse_tensor:
+        raise TypeError(
+            f"Expected dense {name} for a neural net, got a sparse matrix of type "
+            f"{type(values).__name__!r}. Convert it with toarray() (a tensor with "
+            "to_dense()), or reduce it in a Pipeline, for instance with TruncatedSVD."
+        )
 
 
 def _sliced_batch_size(net: Any, X: Any) -> int | None:
@@ -309,7 +313,8 @@ class LoadedBatches(BatchSource):
         self._floating = floating
         self._has_targets = _has_targets(dataset)
         iterator = self._iterator()
-        self._length = len(iterator)
+        counted = hasattr(iterator, "__len__")
+        self._length = len(iterator) if counted else sum(1 for _ in iterator)
         if getattr(iterator, "drop_last", False):
             raise ValueError(
                 "Expected an iterator_valid that reads every sample, got "
@@ -338,7 +343,7 @@ class LoadedBatches(BatchSource):
         start = 0
         for number, data in enumerate(self._iterator()):
             X, y = unpack_data(data)
-            n_samples = get_len(X)
+            n_samples = n_rows(X)
             inputs = to_model_inputs(X, device, dtype)
             check_finite_inputs(inputs, number, start)
             targets, weights = None, None

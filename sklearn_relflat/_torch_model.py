@@ -150,18 +150,14 @@ class TorchModel:
         try:
             yield
         except RuntimeError as err:
-            if not _SHAPE_ERROR.search(str(err)):
-                raise
-            shapes = ", ".join(
-                f"{name} of shape {tuple(values.shape)}"
-                for name, values in leaves(inputs)
-                if isinstance(values, Tensor)
-            )
-            raise ValueError(
-                f"The module {type(self.module).__name__} does not take a batch with "
-                f"{shapes}: {_first_layer(self.module)}. Expected samples of the shape "
-                f"that the net was fitted on; torch said: {err}"
-            ) from err
+            for pattern, advice in _INPUT_ERRORS:
+                if pattern.search(str(err)):
+                    raise ValueError(
+                        f"The module {type(self.module).__name__} does not take a "
+                        f"batch with {_description(inputs)}: "
+                        f"{_first_layer(self.module)}. {advice} torch said: {err}"
+                    ) from err
+            raise
 
     def check_outputs(self, outputs: Tensor, batch: Batch) -> None:
         """Raise where a forward pass gave NaN or infinity.
@@ -254,12 +250,32 @@ class TorchModel:
             yield self
 
 
-# What torch says where the width of X does not fit the first layer.
-_SHAPE_ERROR = re.compile(
-    r"shapes cannot be multiplied|size mismatch|must match the size|"
-    r"[Ee]xpected input.* to have|Given (groups|normalized_shape|input size)|"
-    r"Expected \d.*-?D|is invalid for input of size|running_mean should contain"
-)
+# What torch says where shape or dtype of X do not fit the module, and the remedy.
+_INPUT_ERRORS = [
+    (
+        re.compile(
+            r"shapes cannot be multiplied|size mismatch|must match the size|"
+            r"[Ee]xpected input.* to have|Given (groups|normalized_shape|input size)|"
+            r"Expected \d.*-?D|is invalid for input of size|running_mean should contain"
+        ),
+        "Expected samples of the shape that the model was fitted on.",
+    ),
+    (
+        re.compile(r"the same dtype|expected scalar type|should be the same"),
+        "Expected inputs of the dtype that the model was fitted on: integers are "
+        "passed on as they are, so cast X to floating, for example with "
+        "X.astype('float32').",
+    ),
+]
+
+
+def _description(inputs: Any) -> str:
+    """Describe the inputs of a batch."""
+    return ", ".join(
+        f"{name} of shape {tuple(values.shape)} and dtype {values.dtype}"
+        for name, values in leaves(inputs)
+        if isinstance(values, Tensor)
+    )
 
 
 def _first_layer(module: nn.Module) -> str:
