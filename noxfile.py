@@ -4,6 +4,8 @@
 # ///
 """The tests in other environments than the one that the Makefile sets up."""
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.5.1"
@@ -43,17 +45,15 @@ def latest(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, install it and import every public name from it."""
+    """Build the distributions; install the wheel and import every public name."""
     session.install("--constraint", "constraints.txt", "build")
-    session.run("python", "-m", "build", "--outdir", session.create_tmp())
-    session.install(
-        "--constraint", "constraints.txt", "--no-index", "--no-deps",
-        "--find-links", session.create_tmp(), "sklearn-relflat",
-    )  # fmt: skip
-    session.chdir(session.create_tmp())
-    session.run(
-        "python", "-c", "import sklearn_relflat; print(sorted(sklearn_relflat.__all__))"
-    )
+    dist = session.create_tmp()
+    session.run("python", "-m", "build", "--outdir", dist)
+    (file,) = Path(dist).glob("*.whl")
+    session.install("--constraint", "constraints.txt", str(file))
+    session.chdir(dist)  # away from the source
+    code = "import sklearn_relflat as s; [getattr(s, name) for name in s.__all__]"
+    session.run("python", "-c", code)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from docutils import nodes
+from sphinx.application import Sphinx
+
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
@@ -68,12 +71,15 @@ nb_execution_raise_on_error = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_relflat"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
 }
-html_sidebars = {"index": [], "install": [], "notation": []}
+WITHOUT_SIDEBAR = ["index", "install", "notation", "changelog", "contributing"]
+html_sidebars = {page: [] for page in WITHOUT_SIDEBAR}
 html_show_sourcelink = False
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
@@ -91,6 +97,20 @@ def collect_notebooks() -> None:
     toctree = f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
     text = toctree if notebooks else "There are no notebooks yet.\n"
     (folder / "index.md").write_text(f"# Notebooks\n\n{text}", encoding="utf-8")
+
+
+def strip_code_blocks(app: Sphinx, doctree: nodes.document) -> None:
+    """Drop the empty line that keeps doctest from reading a closing fence."""
+    for block in doctree.findall(nodes.literal_block):
+        text = block.astext().rstrip()
+        if text != block.astext() and block.rawsource == block.astext():
+            block.rawsource, block.children = text, []
+            block.append(nodes.Text(text))
+
+
+def setup(app: Sphinx) -> None:
+    """Register the project's own event handlers."""
+    app.connect("doctree-read", strip_code_blocks)
 
 
 collect_notebooks()
