@@ -129,7 +129,9 @@ def _is_search(estimator: Any) -> bool:
         return True
     if not hasattr(estimator, "get_params") or isinstance(estimator, NeuralNet):
         return False
-    return {"estimator", "refit", "cv"} <= set(estimator.get_params(deep=False))
+    return {"estimator", "refit", "cv", "error_score"} <= set(
+        estimator.get_params(deep=False)
+    )
 
 
 def _search_view(search: Any) -> TorchModel:

@@ -1,22 +1,21 @@
 """The one view of a fitted model that all measures share."""
 
 import dataclasses
-import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sklearn_relflat._batches import Batch, BatchSource, leaves
+from sklearn_relflat._batches import Batch, BatchSource
+from sklearn_relflat._inputs import leaves
 from sklearn_relflat._links import first_output, logits_of
 from sklearn_relflat._losses import Loss
+from sklearn_relflat._state import plain_evaluation, preserved
 
 Prepare = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -233,19 +232,8 @@ class TorchModel:
         self.check_parameters()
         _check_independent_samples(self.module)
         with ExitStack() as stack:
-            stack.callback(_restore_random_states, *_random_states())
-            stack.callback(_restore_modules, *_module_states(self.module))
-            stack.callback(
-                torch.backends.mha.set_fastpath_enabled,
-                torch.backends.mha.get_fastpath_enabled(),
-            )
-            torch.backends.mha.set_fastpath_enabled(False)
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if torch.is_inference_mode_enabled():
-                # Leaving inference mode switches gradients on; the caller decides.
-                stack.enter_context(torch.inference_mode(False))
-                stack.enter_context(torch.set_grad_enabled(False))
-            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            stack.enter_context(preserved(self.module))
+            stack.enter_context(plain_evaluation(self.device))
             self.module.eval()
             yield self
 
@@ -298,48 +286,3 @@ def _check_independent_samples(module: nn.Module) -> None:
                 "batch even in eval mode, so that a sample's loss depends on its "
                 "batch. Train with track_running_stats=True."
             )
-
-
-def _module_states(module: nn.Module) -> tuple[Any, ...]:
-    """Return training flags, buffers with copies, gradients and their flags."""
-    layers = []
-    for layer in module.modules():
-        buffers = dict(layer._buffers)
-        copies = {k: b.detach().clone() for k, b in buffers.items() if b is not None}
-        layers.append((layer, layer.training, buffers, copies))
-    parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
-    return layers, parameters
-
-
-def _restore_modules(layers: Any, parameters: Any) -> None:
-    """Restore what :func:`_module_states` returned."""
-    for layer, training, buffers, copies in layers:
-        layer.training = training
-        for name, copy in copies.items():
-            if not torch.equal(buffers[name], copy):
-                with torch.no_grad():
-                    buffers[name].copy_(copy)
-        # A module may also have put another tensor into the place of a buffer.
-        layer._buffers.clear()
-        layer._buffers.update(buffers)
-    for parameter, gradient, requires_grad in parameters:
-        parameter.grad = gradient
-        parameter.requires_grad_(requires_grad)
-
-
-def _random_states() -> tuple[Any, ...]:
-    """Return the global random states of torch, numpy and the standard library."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    numpy = np.random.get_state()  # noqa: NPY002 - the user's global state
-    return torch.get_rng_state(), cuda, numpy, random.getstate()
-
-
-def _restore_random_states(
-    cpu: Tensor, cuda: list[Tensor] | None, numpy: Any, python: Any
-) -> None:
-    """Restore what :func:`_random_states` returned."""
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
-    np.random.set_state(numpy)  # noqa: NPY002 - the user's global state
-    random.setstate(python)

@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.special import expit, softmax
 from sklearn.datasets import make_classification, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - its name
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
@@ -27,7 +28,12 @@ from sklearn.linear_model import (
     SGDRegressor,
 )
 from sklearn.metrics.pairwise import rbf_kernel
-from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    TunedThresholdClassifierCV,
+)
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -370,6 +376,7 @@ def wrapped_models():
         "nested": make_pipeline(scaler, make_pipeline(scaler, model)),
         "frozen": FrozenEstimator(LogisticRegression().fit(X, LABELS)),
         "search": GridSearchCV(model, grid, cv=2),
+        "halving": HalvingGridSearchCV(model, grid, cv=2, min_resources=30),
         "search in pipeline": make_pipeline(scaler, GridSearchCV(model, grid, cv=2)),
         "pipeline in search": RandomizedSearchCV(
             make_pipeline(scaler, model), pipe_grid, n_iter=1, cv=2, random_state=0
@@ -981,6 +988,11 @@ def test_not_fitted(model, name):
         (make_pipeline(StandardScaler(), "passthrough"), TypeError, "last step"),
         (make_pipeline(StandardScaler()), TypeError, "'StandardScaler'"),
         (None, TypeError, "'NoneType'"),
+        (
+            TunedThresholdClassifierCV(LogisticRegression()),
+            TypeError,
+            "'TunedThresholdClassifierCV'",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -1002,6 +1014,16 @@ def test_training_losses_without_a_curvature(model, message):
     with pytest.raises(ValueError, match=message):
         as_torch_model(model)
     assert as_torch_model(model, loss="squared_error").loss.name == "squared_error"
+
+
+@pytest.mark.parametrize("how", [{"multi_class": "ovr"}, {"solver": "liblinear"}])
+def test_one_versus_rest_of_older_scikit_learn(how):
+    model = LogisticRegression().fit(X, LABELS)
+    vars(model).update(how)
+    view = as_torch_model(model)
+    _, batches = run(view, X, LABELS)
+    assert view.loss.name == "binary_cross_entropy"
+    np.testing.assert_array_equal(all_targets(batches), np.eye(K)[INDEX])
 
 
 def test_search_without_refit():
