@@ -138,16 +138,25 @@ class TorchModel:
             Raw outputs: logits for a classifier. Where the module ends in the link
             function, the very tensor that entered it.
         """
-        with self._explained_shape_errors(inputs):
+        with self._explained_input_errors(inputs):
             if self.link is None:
                 return first_output(self.forward(inputs))
             return logits_of(self.link, lambda: self.forward(inputs))
 
     @contextmanager
-    def _explained_shape_errors(self, inputs: Any) -> Iterator[None]:
-        """Turn the module's error about shapes into one about X."""
+    def _explained_input_errors(self, inputs: Any) -> Iterator[None]:
+        """Turn the module's error about its inputs into one about X."""
         try:
             yield
+        except TypeError as err:
+            if not (isinstance(inputs, dict) and "argument" in str(err)):
+                raise
+            raise TypeError(
+                f"The module {type(self.module).__name__} does not take the keyword "
+                f"arguments {list(inputs)!r}, the keys of a dict or the columns of a "
+                "DataFrame. Pass a DataFrame as X.to_numpy(), or name the arguments "
+                f"of forward like the keys; Python said: {err}"
+            ) from err
         except RuntimeError as err:
             for pattern, advice in _INPUT_ERRORS:
                 if pattern.search(str(err)):
@@ -272,7 +281,8 @@ def _first_layer(module: nn.Module) -> str:
         for attribute in ("in_features", "in_channels"):
             if isinstance(getattr(layer, attribute, None), int):
                 expected = getattr(layer, attribute)
-                return f"its first weight layer {name!r} has {attribute}={expected}"
+                title = f" {name!r}" if name else ""
+                return f"its first weight layer{title} has {attribute}={expected}"
     return "it has no layer that tells its input width"
 
 

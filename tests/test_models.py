@@ -1156,6 +1156,7 @@ def test_bad_targets_for_scikit_learn_models(model, y, fitted_y, message):
         (XT.to_sparse(), TypeError, r"sparse matrix.*to_dense\(\)"),
         (np.array([["a"] * M] * N), TypeError, "numeric inputs.*Encode"),
         (np.arange(N * M).reshape(N, M), ValueError, "int64.*astype"),
+        ({"x": X32}, TypeError, r"\['x'\], the keys.*X\.to_numpy\(\)"),
         (3.0, TypeError, "Expected X as an array.*'float'"),
         ({}, TypeError, "Expected X as an array.*'dict'"),
     ],
