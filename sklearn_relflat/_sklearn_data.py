@@ -187,8 +187,10 @@ class SklearnReader:
                 factor = compute_sample_weight(class_weight, as_numpy(y))
                 own = torch.from_numpy(np.asarray(factor, dtype=np.float64))
                 weights = own if weights is None else weights * own
+        dtype = _numpy_dtype(self.dtype)
         return SlicedBatches(
-            read=lambda rows: self.features(X, rows),
+            # Integers are numbers here, never indices into a table of embeddings.
+            read=lambda rows: self.features(X, rows).astype(dtype, copy=False),
             n_samples=n_samples,
             batch_size=max(64, min(4096, _NUMBERS_PER_BATCH // self.width)),
             y=targets,
