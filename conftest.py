@@ -34,7 +34,6 @@ def global_state() -> dict[str, Any]:
     pyplot = sys.modules.get("matplotlib.pyplot")
     return {
         "working directory": Path.cwd(),
-        "environment": dict(os.environ),
         "scikit-learn configuration": sklearn.get_config(),
         "numpy error handling": np.geterr(),
         "torch default dtype": torch.get_default_dtype(),
@@ -57,11 +56,8 @@ def _seeded(_one_thread: None) -> Iterator[None]:
     np.random.seed(0)  # noqa: NPY002 - what random_state=None draws from
     torch.manual_seed(0)
     before = global_state()
-    # pytest keeps the name of the running test in the environment.
-    before["environment"].pop("PYTEST_CURRENT_TEST", None)
     yield
     after = global_state()
-    after["environment"].pop("PYTEST_CURRENT_TEST", None)
     if after["open figures"] != before["open figures"]:
         sys.modules["matplotlib.pyplot"].close("all")
     changed = [name for name in before if after[name] != before[name]]
