@@ -51,7 +51,7 @@ class _Moments:
         )
 
     def scale(self) -> Tensor:
-        """Population standard deviation; 1 where the feature is constant."""
+        """Take the population standard deviation; 1 where the feature is constant."""
         std = (self.squares / self.weight).sqrt()
         constant = (self.low == self.high) | (std == 0)
         return torch.where(constant, torch.ones_like(std), std)
@@ -60,7 +60,7 @@ class _Moments:
 def feature_scales(
     view: TorchModel, source: Any, layers: dict[str, WeightLayer]
 ) -> dict[str, Tensor]:
-    """Standard deviation of each layer's features, for the neuron-wise measure.
+    """Measure the standard deviation of each layer's features, for the neuron-wise measure.
 
     Parameters
     ----------

@@ -3,8 +3,8 @@
 Conventions
 -----------
 ``z_i = w Phi_i`` (d, P) are the preactivations of sample i, ``f_i`` the raw outputs,
-``a_i`` the gradient of the loss in them. A cotangent is a tensor of the outputs' shape; pulled
-back to a layer it has the preactivations' shape, or (n, d, P) as rows.
+``a_i`` the gradient of the loss in them. A cotangent is a tensor of the outputs' shape;
+pulled back to a layer it has the preactivations' shape, or (n, d, P) as rows.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Linearization:
         seen.clear()
         self.view = view
         self.outputs = view.outputs(batch.inputs)
+        view.check_outputs(self.outputs, batch)
         check_calls(seen, layers, batch.n_samples)
         self.calls = {name: seen[name] for name in layers}
         self.n_samples = batch.n_samples
@@ -240,6 +241,16 @@ class ResidualProbe:
         The preactivations of all captured layers are shifted together, by additive
         noise: a head that is piecewise linear in each of them is then piecewise linear
         in the shifts jointly, so that a single product certifies every layer.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+            Source of the noise.
+
+        Returns
+        -------
+        certified : bool
+            True with probability one only if there are no second derivatives here.
         """
         directions = {
             name: self._random_directions(calls, generator)
@@ -255,7 +266,7 @@ class ResidualProbe:
     def _random_directions(
         calls: list[LayerCall], generator: torch.Generator
     ) -> list[Tensor]:
-        """Noise in the preactivations; noise in the weight if it is applied repeatedly."""
+        """Noise in the preactivations, or in a weight that is applied repeatedly."""
         if len(calls) == 1:
             return [_randn(calls[0].preactivations, generator)]
         with torch.enable_grad():

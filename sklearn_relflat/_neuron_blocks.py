@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_relflat._curvature import (
-    FormSums,
-    Plan,
-    RiskSums,
-    identity_form,
-    stack_factors,
-)
+from sklearn_relflat._curvature import FormSums, Plan, RiskSums
 from sklearn_relflat._layers import WeightLayer, capture
 from sklearn_relflat._linearization import (
     Linearization,
@@ -25,6 +19,7 @@ from sklearn_relflat._linearization import (
     wide,
 )
 from sklearn_relflat._models import TorchModel
+from sklearn_relflat._quadratic_forms import identity_form, pull_back_factors
 
 # Numbers in all blocks together: 2 GiB of float64.
 _MAX_BLOCK_NUMBERS = 2**28
@@ -81,38 +76,42 @@ def neuron_blocks(
     device = view.device
     blocks = wide(torch.zeros(d, m, m, device=device))
     with capture(view, layers, differentiable=True) as seen:
-        for batch in chunks(source, plan.chunk_size(layers, device)):
+        for batch in chunks(source, plan.chunk_size(layers, device, plan.n_factors)):
             with torch.no_grad():
                 lin = Linearization(view, batch, seen, layers)
                 sums.add_risk(lin)
                 calls = lin.calls[layer.name]
                 phi = columns_of(calls)
                 pairs = list(view.loss.factors(lin.wide_outputs, lin.targets))
-                stacked, signs = stack_factors(lin, pairs)
-                blocks += _gauss_newton_blocks(
-                    stacked[layer.name], signs, phi, lin.weight
-                )
+                probe = None
                 if curvature == "gauss_newton":
-                    sums.add_gradients(lin, lin.pull_back(lin.gradient()))
-                    continue
-                probe = ResidualProbe(lin)
-                sums.add_gradients(lin, probe.gradients)
-                if sums.smooth or not probe.is_piecewise_linear(generator):
-                    sums.smooth = True
+                    gradients = lin.pull_back(lin.gradient())
+                else:
+                    probe = ResidualProbe(lin)
+                    gradients = probe.gradients
+                    if not sums.smooth:
+                        sums.smooth = not probe.is_piecewise_linear(generator)
+                rows, signs = pull_back_factors(lin, pairs, gradients)
+                # (n, k + 1, d, m): every factor's gradient, the loss's own last.
+                weights = wide(rows[layer.name].flatten(1, 2) @ phi.transpose(1, 2))
+                weights = weights.unflatten(1, (-1, d))
+                sums.add_gradient(
+                    layer.name, torch.einsum("n,ndm->dm", lin.weight, weights[:, -1])
+                )
+                blocks += _gauss_newton_blocks(weights[:, :-1], signs, lin.weight)
+                if probe is not None and sums.smooth:
                     blocks += _residual_blocks(form.factor, probe, layer.name, phi)
     return blocks, sums
 
 
 def _gauss_newton_blocks(
-    stacked: Tensor, signs: Tensor | None, phi: Tensor, weight: Tensor
+    gradients: Tensor, signs: Tensor | None, weight: Tensor
 ) -> Tensor:
-    """Gauss-Newton blocks of one chunk from cotangents (n, k, d, P)."""
-    n, k, d, _ = stacked.shape
-    # (n, k, d, m): the gradient of every factor in every neuron's weight.
-    rows = wide(stacked.flatten(1, 2) @ phi.transpose(1, 2)).reshape(n, k, d, -1)
+    """Gauss-Newton blocks of one chunk from the factors' gradients (n, k, d, m)."""
+    n, k = gradients.shape[:2]
     scale = weight[:, None].expand(n, k) if signs is None else weight[:, None] * signs
-    left = (rows * scale[:, :, None, None]).permute(2, 3, 0, 1).flatten(2)
-    return left @ rows.permute(2, 0, 1, 3).flatten(1, 2)
+    left = (gradients * scale[:, :, None, None]).permute(2, 3, 0, 1).flatten(2)
+    return left @ gradients.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 @torch.enable_grad()

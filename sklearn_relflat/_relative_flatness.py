@@ -15,13 +15,11 @@ from torch import Tensor
 from sklearn_relflat._curvature import (
     FormSums,
     Plan,
-    QuadraticForm,
     RiskSums,
     Route,
     closed_form_sums,
     curvature_sums,
     make_plan,
-    weight_form,
 )
 from sklearn_relflat._feature_scales import feature_scales
 from sklearn_relflat._layers import (
@@ -32,6 +30,7 @@ from sklearn_relflat._layers import (
 )
 from sklearn_relflat._models import TorchModel, as_torch_model
 from sklearn_relflat._neuron_blocks import neuron_blocks
+from sklearn_relflat._quadratic_forms import QuadraticForm, weight_form
 
 # Backward passes (factors of the loss Hessian, or second-order products) up to which
 # "auto" stays exact. A 10-class net takes 10; 1,000 classes are sampled.
@@ -606,7 +605,7 @@ def _spread(form: FormSums, n_samples: int) -> float:
 
 
 def _denominator(view: TorchModel, sums: RiskSums) -> float:
-    """What the sums over samples are divided by, as the criterion defines it."""
+    """Find what the sums are divided by, as the criterion defines it."""
     if view.loss.reduction == "sum":
         return 1.0
     if not sums.denominator > 0:
@@ -699,7 +698,7 @@ def _make_result(
     method: str,
     per_sample: np.ndarray | None = None,
 ) -> RelativeFlatness:
-    """Result with what all routes report alike."""
+    """Make the result with what all routes report alike."""
     denominator = _denominator(view, sums)
     if not math.isfinite(value):
         raise ValueError(
