@@ -349,7 +349,7 @@ def _chunk_draws(
     """Per-sample values of one chunk, (n_draws, n_forms, n); gradients go to sums."""
     phis = {name: columns_of(calls) for name, calls in lin.calls.items()}
     probe = None
-    if route.residual == "none":
+    if route.residual == "none" or lin.is_proven_piecewise_linear():
         gradients = lin.pull_back(lin.gradient())
     else:
         probe = ResidualProbe(lin)

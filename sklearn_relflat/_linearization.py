@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sklearn_relflat._layers import Capture, LayerCall, WeightLayer, check_calls
 from sklearn_relflat._models import Batch, TorchModel
+from sklearn_relflat._piecewise_linear import is_piecewise_linear
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -120,8 +121,8 @@ class Linearization:
             bad = (~torch.isfinite(value)).nonzero().flatten()[:5] + batch.start
             raise ValueError(
                 f"Expected a finite loss, got {float(self.loss_sum)!r} (samples "
-                f"{bad.tolist()}). Check the targets of these samples, or train a model "
-                "that does not diverge."
+                f"{bad.tolist()}). Check the targets of these samples, or train the "
+                "model so that it does not diverge."
             )
 
     def pull_back(
@@ -142,6 +143,14 @@ class Linearization:
             for g, z in zip(gradients, points, strict=True)
         )
         return {name: [next(flat) for _ in calls] for name, calls in self.calls.items()}
+
+    def is_proven_piecewise_linear(self) -> bool:
+        """Whether the graph alone shows that there are no second derivatives."""
+        # A weight that is applied repeatedly is not linear in itself.
+        if any(len(calls) > 1 for calls in self.calls.values()):
+            return False
+        points = [calls[0].preactivations for calls in self.calls.values()]
+        return is_piecewise_linear(self.outputs, points)
 
     def gradient(self) -> Tensor:
         """Gradient of each sample's loss in its outputs."""
@@ -268,16 +277,16 @@ class ResidualProbe:
     ) -> list[Tensor]:
         """Noise in the preactivations, or in a weight that is applied repeatedly."""
         if len(calls) == 1:
-            return [_randn(calls[0].preactivations, generator)]
+            return [_noise(calls[0].preactivations, generator)]
         with torch.enable_grad():
             phi = columns_of(calls, live=True)
             shape = calls[0].rows(calls[0].preactivations).shape
-            noise = _randn(phi.new_empty(shape[1], phi.shape[1]), generator)
+            noise = _noise(phi.new_empty(shape[1], phi.shape[1]), generator)
             return unrows_of(calls, noise @ phi)
 
 
-def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw standard normal noise in the shape of a tensor."""
-    return torch.randn(
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw uniform noise in the shape of a tensor."""
+    return torch.rand(
         like.shape, generator=generator, dtype=like.dtype, device=like.device
     )

@@ -66,9 +66,9 @@ def neuron_blocks(
     d, m = layer.n_neurons, layer.n_features
     if d * m * m > _MAX_BLOCK_NUMBERS:
         raise ValueError(
-            f"The {d} Hessian blocks of layer {layer.name!r}, of {m} x {m} numbers each, "
-            f"exceed the limit of {_MAX_BLOCK_NUMBERS} numbers. Choose a smaller layer, "
-            'or statistic="trace", which needs no block.'
+            f"The {d} Hessian blocks of layer {layer.name!r}, of {m} x {m} numbers "
+            f"each, exceed the limit of {_MAX_BLOCK_NUMBERS} numbers. Choose a smaller "
+            'layer, or statistic="trace", which needs no block.'
         )
     form = identity_form(layer)
     layers = {layer.name: layer}
@@ -84,7 +84,7 @@ def neuron_blocks(
                 phi = columns_of(calls)
                 pairs = list(view.loss.factors(lin.wide_outputs, lin.targets))
                 probe = None
-                if curvature == "gauss_newton":
+                if curvature == "gauss_newton" or lin.is_proven_piecewise_linear():
                     gradients = lin.pull_back(lin.gradient())
                 else:
                     probe = ResidualProbe(lin)

@@ -238,10 +238,26 @@ def sampled_residual(
     phis: dict[str, Tensor],
     generator: torch.Generator,
 ) -> Tensor:
-    """Per-sample estimates of the forms' residuals, (n_forms, n).
+    """Estimate the forms' residuals from one random direction per sample and layer.
 
     The directions of different layers are independent and of mean zero, so that the
     cross terms of one joint product vanish in the mean.
+
+    Parameters
+    ----------
+    forms : list of QuadraticForm
+        The forms; those of one layer take a product each.
+    probe : ResidualProbe
+        Second-order products of one chunk.
+    phis : dict of str to Tensor of shape (n, m, P)
+        Features of each layer.
+    generator : torch.Generator
+        Source of the directions.
+
+    Returns
+    -------
+    values : Tensor of shape (n_forms, n)
+        Unbiased per-sample estimates, wide.
     """
     values: dict[int, Tensor] = {}
     pending = list(enumerate(forms))

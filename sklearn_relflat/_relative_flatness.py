@@ -201,8 +201,8 @@ def relative_flatness(
         kappa_Tr(w) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'},
 
     where ``H_{s,s'}`` is the (m, m) matrix of second derivatives of E_emp in the rows
-    ``w_s`` and ``w_s'``. The bias is not part of w. The value can be negative away from a
-    minimum; it is never clipped. Means, not sums: kappa does not grow with n_samples
+    ``w_s`` and ``w_s'``. The bias is not part of w. The value can be negative away from
+    a minimum; it is never clipped. Means, not sums: kappa does not grow with n_samples
     (unless the criterion's own reduction is "sum").
 
     References
@@ -427,7 +427,7 @@ def _select_layers(
         if refused:
             raise TypeError(
                 f"{view.estimator_name} has weight layers that cannot be measured: "
-                f"{refused}. Pass layers=, a list of some of {list(weight_layers(view))}."
+                f"{refused}. Pass layers=, some of {list(weight_layers(view))}."
             )
         names = list(weight_layers(view))
     if isinstance(names, str):
