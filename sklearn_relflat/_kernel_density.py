@@ -300,6 +300,7 @@ def _validated(estimator: VariableKernelDensity, X: Any, *, reset: bool) -> Any:
                 f"{X.dtype!r}, {X.layout!r}."
             )
         validate_data(estimator, X, reset=reset, skip_check_array=True)
+        X = X if X.is_floating_point() else X.to(xp.float64)
     largest = float(xp.abs(X).max())
     if not largest <= _LARGEST_VALUE:
         raise ValueError(

@@ -61,6 +61,8 @@ def log_density(
         centers = _KernelCenters(samples[block], bandwidth[block], center, kernel)
         for rows in _slices(len(queries), n_queries):
             squared = centers.squared_distances(queries[rows], block_size)
+            if np.isfinite(kernel.support) and float(squared.min()) > kernel.support**2:
+                continue  # in many dimensions most blocks are out of reach
             terms = kernel.log_profile_squared(squared)
             terms += coefficients[block]
             largest = xp.maximum(maximum[rows], xp.amax(terms, axis=1))

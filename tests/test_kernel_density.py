@@ -125,22 +125,23 @@ def test_equals_brute_force(case, kernel, backend):
 
 
 @pytest.mark.parametrize("kernel", KERNELS[1:])
-@pytest.mark.parametrize("margin", [1e-6, 1e-9])
-def test_the_edge_of_the_support_is_sharp(kernel, margin):
-    # Far from the mean of the samples, a matrix product alone would miss the edge.
+@pytest.mark.parametrize("margin", [1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("distance", [5.0, 500.0])
+def test_the_edge_of_the_support_is_sharp(kernel, margin, distance):
+    # Far from the mean of the samples, a matrix product alone would blur the edge.
     rng = np.random.default_rng(0)
-    samples = np.vstack([rng.normal(size=(20, 3)), [[15.0, 0, 0]]])
-    direction = np.array([[0.6, 0.8, 0.0]])
+    samples = np.vstack([rng.normal(size=(20, 3)), [[distance, 0, 0]]])
+    directions = rng.normal(size=(50, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     model = VariableKernelDensity(bandwidth=0.25, kernel=kernel).fit(samples)
-    inside, outside = (
-        samples[-1:] + 0.25 * (1 + s) * direction for s in (-margin, margin)
-    )
-    assert model.score_samples(outside) == -np.inf
+    inside = samples[-1] + 0.25 * (1 - margin) * directions
+    outside = samples[-1] + 0.25 * (1 + margin) * directions
+    if distance < 100 or margin > 1e-10:  # else the query itself is rounded across
+        assert (model.score_samples(outside) == -np.inf).all()
     expected = brute_force(inside, samples, np.full(21, 0.25), kernel)
-    # 1 - t^2 itself is known to about 1e-15 / margin only.
-    np.testing.assert_allclose(
-        model.score_samples(inside), expected, rtol=1e-14 / margin
-    )
+    # Double precision knows 1 - t^2 = 2 * margin itself only to some 1e-16 / margin.
+    values = model.score_samples(inside)
+    np.testing.assert_allclose(values, expected, atol=2e-15 / margin, rtol=1e-9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -387,6 +388,14 @@ def test_tensors_are_answered_with_tensors(kernel, dtype):
     assert isinstance(draws, torch.Tensor)
     np.testing.assert_allclose(draws.numpy(), reference.sample(3, random_state=0))
     assert model.n_features_in_ == 84
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_tensors_that_are_not_floating(dtype):
+    tensor = torch.eye(3).to(dtype)
+    values = VariableKernelDensity().fit(tensor).score_samples(tensor)
+    expected = VariableKernelDensity().fit(np.eye(3)).score_samples(np.eye(3))
+    np.testing.assert_allclose(values.numpy(), expected)
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
