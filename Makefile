@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md
-BENCHMARKS = $(patsubst benchmarks/%.py,benchmarks.%,$(wildcard benchmarks/[a-z]*.py))
+BENCHMARKS = $(wildcard benchmarks/[a-z]*.py)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 # One thread a process: the tests already run in $(WORKERS) processes, and on few
@@ -79,8 +79,8 @@ notebooks: $(STAMP) ## execute the notebooks
 
 .PHONY: benchmarks
 benchmarks: $(STAMP) ## the speed tables, measured on this machine
-	@set -e; for module in $(BENCHMARKS); do \
-		echo "== $$module"; $(BIN)/python -m $$module; done
+	@set -e; for script in $(BENCHMARKS); do \
+		echo "== $$script"; $(BIN)/python $$script; done
 
 .PHONY: repo-review
 repo-review: $(STAMP) ## the Scientific Python development guide's checks
