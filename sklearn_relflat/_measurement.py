@@ -1,0 +1,67 @@
+"""The result of a measure that competes with relative flatness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: What ``layer`` is called when all weight layers are measured together.
+ALL_LAYERS = "all"
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One measure of a fitted model, with how it was obtained.
+
+    ``float(result)`` is its value.
+
+    Attributes
+    ----------
+    value : float
+        The measure. Large is sharp or complex, small is flat or simple.
+    stderr : float
+        Standard error of the sampling for the given data; 0.0 when nothing was sampled.
+    tolerance : float
+        Bound on the numerical error of an iterative route: the residual norm of an
+        eigenvalue, the width of a bisection's last bracket. 0.0 when nothing iterates.
+    measure : str
+        Name of the measure.
+    layer : str
+        The layer, several names joined by "+", or "all": every weight layer.
+    loss : str
+        The loss.
+    method : str
+        The route taken.
+    n_samples : int
+        Number of samples.
+    n_weights : int
+        Number of weights in the layers; biases are never counted.
+    mean_loss : float or None
+        Empirical risk on these samples; None where the measure does not look at it.
+    """
+
+    value: float
+    stderr: float
+    tolerance: float
+    measure: str
+    layer: str
+    loss: str
+    method: str
+    n_samples: int
+    n_weights: int
+    mean_loss: float | None
+
+    def __float__(self) -> float:
+        """Return the value."""
+        return self.value
+
+    def __repr__(self) -> str:
+        """Return a summary in one line."""
+        error = f" +- {self.stderr:.2g}" if self.stderr else ""
+        seen = f"{self.n_samples} samples"
+        if self.mean_loss is not None:
+            seen = f"{self.loss} {self.mean_loss:.4g} on {seen}"
+        which = "all layers" if self.layer == ALL_LAYERS else f"layer {self.layer!r}"
+        return (
+            f"<Measurement {self.measure} = {self.value:.6g}{error} of {which}; "
+            f"{seen}; {self.method}>"
+        )
