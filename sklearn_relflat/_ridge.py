@@ -72,7 +72,7 @@ def relative_flatness_path(
     y : array-like of shape (n_samples,) or (n_samples, n_targets)
         Targets.
     deltas : array-like of shape (n_deltas,)
-        Radii of the feature perturbation, each >= 0, in any order.
+        Radii of the feature perturbation, each >= 0 (sparse X: > 0), in any order.
     fit_intercept : bool, default=True
         Centre X and y first.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -99,7 +99,8 @@ def relative_flatness_path(
     Raises
     ------
     ValueError
-        If a radius is negative or not finite, or the data cannot be used.
+        If a radius is negative or not finite, or the data cannot be used; if X is
+        sparse and a radius is zero.
 
     See Also
     --------
@@ -127,13 +128,13 @@ def relative_flatness_path(
     True
     """
     fit_intercept = check_flag("fit_intercept", fit_intercept)
-    radii = np.atleast_1d(np.asarray(deltas))
+    radii = np.atleast_1d(np.asarray(deltas, dtype=object))
     if radii.ndim != 1 or not radii.size:
         raise ValueError(
             "deltas must be a non-empty sequence of radii, got an array of shape "
             f"{radii.shape!r}."
         )
-    radii = np.array([check_delta(delta) for delta in radii.tolist()])
+    radii = np.array([check_delta(delta) for delta in radii])
     X, y = check_X_y(X, y, **_CHECKS)
     problem = least_squares(X, y, sample_weight, fit_intercept)
     coefs = solve(problem, radii)
@@ -162,7 +163,7 @@ class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Radius of the feature perturbation relative to the length of each feature
         vector, >= 0. It has no unit: the same value means the same for data in metres
         and in millimetres. ``delta=0`` is ordinary least squares (the solution of
-        smallest norm if there are several).
+        smallest norm if there are several), for a dense X only.
     fit_intercept : bool, default=True
         Centre X and y first; the intercept is not penalised.
 
@@ -203,7 +204,8 @@ class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     one LSQR with implicit centring, run to machine precision, so that X is never made
     dense. The scaled problem has a condition number of at most
     :math:`\sqrt{1 + m/\delta^2}` whatever the data, hence both agree with a direct
-    solution to about 1e-13 for usual radii. A sample of weight zero counts as absent; a
+    solution to about 1e-13 for radii of 0.01 and more. LSQR needs a positive radius and warns if
+    it did not converge. A sample of weight zero counts as absent; a
     single sample with an intercept gives zero coefficients.
 
     References
@@ -304,7 +306,7 @@ class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return X @ self.coef_.T + self.intercept_
 
     def __sklearn_tags__(self) -> Any:
-        """Declare the support for sparse input."""
+        """Declare the support for sparse input, which needs a penalty."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
+        tags.input_tags.sparse = self.delta != 0
         return tags

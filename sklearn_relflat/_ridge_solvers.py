@@ -16,6 +16,11 @@ from sklearn_relflat._linear_checks import check_sample_weight
 
 Array = NDArray[np.float64]
 
+# The smallest delta / sqrt(m) for LSQR. Its inverse bounds the condition number; much
+# below, steps past convergence amplify round-off in directions that X does not
+# determine, and no stopping rule of LSQR notices.
+_SMALLEST_DAMPING = 1e-8
+
 
 @dataclass(frozen=True)
 class LeastSquares:
@@ -24,56 +29,42 @@ class LeastSquares:
     features: Any  # (n, m), an array or, for sparse X, a linear operator
     targets: Array  # (n, t)
     norm: float  # Frobenius norm of the features
+    empty: NDArray[np.bool_]  # (m,), the features that are zero for every sample
     feature_means: Array  # (m,)
     target_means: Array  # (t,)
     total_weight: float
 
 
 def _dense_features(
-    X: Array, weight: Array, centre: bool
-) -> tuple[Array, float, Array]:
-    """Weighted, centred features, their Frobenius norm and the column means."""
-    root = np.sqrt(weight)[:, None]
-    if not centre:
-        features = root * X
-        return features, float(scipy.linalg.norm(features)), np.zeros(X.shape[1])
-    means = np.average(X, axis=0, weights=weight)
+    X: Array, root: Array, means: Array, empty: NDArray[np.bool_]
+) -> tuple[Array, float]:
+    """Weighted, centred features and their Frobenius norm."""
     features = X - means
     # The mean of a constant column is off by round-off, and the scale-free penalty
     # would not keep that remainder from looking like a feature.
-    features[:, X.min(axis=0) == X.max(axis=0)] = 0.0
-    features *= root
-    return features, float(scipy.linalg.norm(features)), means
+    features[:, empty] = 0.0
+    features *= root[:, None]
+    return features, float(scipy.linalg.norm(features.ravel()))
 
 
 def _sparse_features(
-    X: Any, weight: Array, centre: bool
-) -> tuple[LinearOperator, float, Array]:
+    X: Any, root: Array, means: Array, empty: NDArray[np.bool_]
+) -> tuple[LinearOperator, float]:
     """As _dense_features, as an operator that subtracts the means implicitly."""
-    n_samples, n_features = X.shape
-    root = np.sqrt(weight)
-    means = np.zeros(n_features)
-    variances = np.zeros(n_features)
-    if centre:
-        low, high = min_max_axis(X, axis=0)
-        if (low == high).any():
-            X = (X @ scipy.sparse.diags_array((low != high) * 1.0)).tocsr()
-        means, variances = mean_variance_axis(X, axis=0, weights=weight)
-    rows = scipy.sparse.diags_array(root) @ X
+    means = np.where(empty, 0.0, means)
+    rows = scipy.sparse.diags_array(root) @ X @ scipy.sparse.diags_array(1.0 - empty)
     columns = rows.T.tocsr()
     operator = LinearOperator(
-        (n_samples, n_features),
+        X.shape,
         dtype=np.float64,
-        matvec=lambda v: rows @ v - root * (means @ v),
-        rmatvec=lambda u: columns @ u - means * (root @ u),
+        matvec=lambda v: rows @ v.ravel() - root * (means @ v.ravel()),
+        rmatvec=lambda u: columns @ u.ravel() - means * (root @ u.ravel()),
         matmat=lambda V: rows @ V - np.outer(root, means @ V),
     )
-    norm = (
-        np.sqrt(weight.sum() * variances.sum())
-        if centre
-        else scipy.linalg.norm(rows.data)
-    )
-    return operator, float(norm), means
+    if not means.any():
+        return operator, float(scipy.linalg.norm(rows.data))
+    variances = mean_variance_axis(X, axis=0, weights=root**2)[1]
+    return operator, float(np.sqrt(np.sum(root**2) * variances[~empty].sum()))
 
 
 def least_squares(
@@ -83,22 +74,29 @@ def least_squares(
     if scipy.sparse.issparse(y):
         raise TypeError("y must be a dense array, got a sparse one. Use y.toarray().")
     weight = check_sample_weight(sample_weight, X.shape[0])
-    used = weight > 0
-    X, weight = X[used], weight[used]
-    targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)[used]
-    build = _sparse_features if scipy.sparse.issparse(X) else _dense_features
-    features, norm, feature_means = build(X, weight, fit_intercept)
-    target_means = np.zeros(targets.shape[1])
+    targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+    if not weight.all():
+        X, targets, weight = X[weight > 0], targets[weight > 0], weight[weight > 0]
+    total, sparse = weight.sum(), scipy.sparse.issparse(X)
+    low, high = min_max_axis(X, axis=0) if sparse else (X.min(axis=0), X.max(axis=0))
+    feature_means, target_means = np.zeros(X.shape[1]), np.zeros(targets.shape[1])
+    empty = (low == 0) & (high == 0)
     if fit_intercept:
-        target_means = np.average(targets, axis=0, weights=weight)
-    if not np.isfinite(norm * norm):
+        feature_means, target_means = (
+            X.T @ (weight / total),
+            targets.T @ (weight / total),
+        )
+        empty = low == high
+    build = _sparse_features if sparse else _dense_features
+    features, norm = build(X, np.sqrt(weight), feature_means, empty)
+    if not np.finfo(float).tiny <= norm * norm < np.inf and not empty.all():
         raise ValueError(
-            "The squared Frobenius norm of X must be a finite float64, got the norm "
+            "The squared Frobenius norm of X must be a positive float64, got the norm "
             f"{norm!r}. Rescale X: the fitted function does not depend on its scale."
         )
     targets = np.sqrt(weight)[:, None] * (targets - target_means)
     return LeastSquares(
-        features, targets, norm, feature_means, target_means, float(weight.sum())
+        features, targets, norm, empty, feature_means, target_means, float(total)
     )
 
 
@@ -117,6 +115,13 @@ def _solve_svd(problem: LeastSquares, dampings: Array) -> Array:
 def _solve_lsqr(problem: LeastSquares, dampings: Array) -> Array:
     """As _solve_svd, by LSQR (X is only multiplied) for each target and damping."""
     n_features, n_targets = problem.features.shape[1], problem.targets.shape[1]
+    if dampings.min() < _SMALLEST_DAMPING:
+        raise ValueError(
+            "For a sparse X delta must be at least "
+            f"{_SMALLEST_DAMPING * np.sqrt(n_features):.1g}, got "
+            f"{float(dampings.min() * np.sqrt(n_features))!r}. Use a larger delta, or "
+            "X.toarray() for least squares without a penalty."
+        )
     coefs = np.zeros((n_features, n_targets, dampings.size))
     operator = problem.features * (1.0 / problem.norm)
     for t, k in np.ndindex(n_targets, dampings.size):
@@ -133,8 +138,8 @@ def _solve_lsqr(problem: LeastSquares, dampings: Array) -> Array:
         if reason == 7:
             warnings.warn(
                 "LSQR did not reach machine precision on the sparse X with "
-                f"delta={dampings[k] * np.sqrt(n_features)!r}. Increase delta or "
-                "rescale the columns of X (MaxAbsScaler keeps it sparse).",
+                f"delta={float(dampings[k] * np.sqrt(n_features))!r}. Increase delta "
+                "or rescale the columns of X (MaxAbsScaler keeps it sparse).",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -145,7 +150,9 @@ def _solve_lsqr(problem: LeastSquares, dampings: Array) -> Array:
 def solve(problem: LeastSquares, deltas: Array) -> Array:
     """Ridge coefficients (m, t, n_deltas), one for each radius."""
     n_features = problem.features.shape[1]
-    if problem.norm == 0.0:
+    if problem.empty.all():
         return np.zeros((n_features, problem.targets.shape[1], deltas.size))
     solver = _solve_svd if isinstance(problem.features, np.ndarray) else _solve_lsqr
-    return solver(problem, deltas / np.sqrt(n_features))
+    coefs = solver(problem, deltas / np.sqrt(n_features))
+    coefs[problem.empty] = 0.0
+    return coefs
