@@ -204,9 +204,9 @@ class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     one LSQR with implicit centring, run to machine precision, so that X is never made
     dense. The scaled problem has a condition number of at most
     :math:`\sqrt{1 + m/\delta^2}` whatever the data, hence both agree with a direct
-    solution to about 1e-13 for radii of 0.01 and more. LSQR needs a positive radius and warns if
-    it did not converge. A sample of weight zero counts as absent; a
-    single sample with an intercept gives zero coefficients.
+    solution to about 1e-13 for radii of 0.01 and more. LSQR needs a positive radius
+    and warns if it did not converge. A sample of weight zero counts as absent; a single
+    sample with an intercept gives zero coefficients.
 
     References
     ----------

@@ -119,7 +119,7 @@ def _solve_lsqr(problem: LeastSquares, dampings: Array) -> Array:
         raise ValueError(
             "For a sparse X delta must be at least "
             f"{_SMALLEST_DAMPING * np.sqrt(n_features):.1g}, got "
-            f"{float(dampings.min() * np.sqrt(n_features))!r}. Use a larger delta, or "
+            f"{dampings.min() * np.sqrt(n_features):.3g}. Use a larger delta, or "
             "X.toarray() for least squares without a penalty."
         )
     coefs = np.zeros((n_features, n_targets, dampings.size))
@@ -138,7 +138,7 @@ def _solve_lsqr(problem: LeastSquares, dampings: Array) -> Array:
         if reason == 7:
             warnings.warn(
                 "LSQR did not reach machine precision on the sparse X with "
-                f"delta={float(dampings[k] * np.sqrt(n_features))!r}. Increase delta "
+                f"delta={dampings[k] * np.sqrt(n_features):.3g}. Increase delta "
                 "or rescale the columns of X (MaxAbsScaler keeps it sparse).",
                 ConvergenceWarning,
                 stacklevel=4,
