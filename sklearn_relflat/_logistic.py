@@ -70,7 +70,8 @@ def _minimise(objective: LogisticObjective, max_iter: int, tol: float) -> Any:
 def _root_mean_square(X: Any, weight: Array) -> float:
     """Weighted root mean square of the entries of X; 1.0 if all are zero."""
     rows = scipy.sparse.diags_array(np.sqrt(weight / X.shape[1])) @ X
-    norm = scipy.linalg.norm(rows.data if scipy.sparse.issparse(rows) else rows)
+    entries = rows.data if scipy.sparse.issparse(rows) else rows.ravel()
+    norm = scipy.linalg.norm(entries)
     return float(norm) or 1.0
 
 
