@@ -7,13 +7,22 @@ number of samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sklearn_relflat._layers import WeightLayer, capture, check_calls, is_output
+from sklearn_relflat._layers import (
+    WeightLayer,
+    capture,
+    check_calls,
+    find_layer,
+    is_output,
+    unsupported_layers,
+    weight_layers,
+)
 from sklearn_relflat._linearization import (
     Linearization,
     ResidualProbe,
@@ -227,6 +236,66 @@ class RiskSums:
         """Add one chunk's weighted sum of gradients in a layer's weight."""
         known = self.gradients.get(name)
         self.gradients[name] = gradient if known is None else known + gradient
+
+
+def select_layers(
+    view: TorchModel, source: Any, names: Sequence[str | None] | None
+) -> dict[str, WeightLayer]:
+    """Find layers by name.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model, inside its ``measuring()`` context.
+    source : BatchSource
+        The data.
+    names : sequence of str, or [None], or None
+        [None] is the output layer, None all of them.
+
+    Returns
+    -------
+    layers : dict of str to WeightLayer
+        In the order of the names.
+
+    Raises
+    ------
+    TypeError
+        If a layer is not supported.
+    ValueError
+        If there is no such layer, or its weight is not finite.
+    """
+    if names is None:
+        refused = unsupported_layers(view)
+        if refused:
+            raise TypeError(
+                f"{view.estimator_name} has weight layers that cannot be measured: "
+                f"{refused}. Pass layers=, some of {list(weight_layers(view))}."
+            )
+        names = list(weight_layers(view))
+    if isinstance(names, str):
+        raise TypeError(
+            f"Expected layers to be a list of names, got the string {names!r}. "
+            f"Pass [{names!r}]."
+        )
+    if not weight_layers(view):
+        raise TypeError(
+            f"{view.estimator_name} has no weight layer that can be measured. "
+            f"Found: {unsupported_layers(view)}."
+        )
+    if list(names) == [None]:
+        name = view.default_layer
+        if name is None:
+            plan = make_plan(view, source, weight_layers(view), required=False)
+            name = plan.order[-1] if plan.order else next(iter(weight_layers(view)))
+        names = [name]
+    found = [find_layer(view, name) for name in names]  # type: ignore[arg-type]
+    for layer in found:
+        if not bool(torch.isfinite(layer.weight).all()):
+            raise ValueError(
+                f"Expected finite weights, got NaN or infinity in layer {layer.name!r} "
+                f"of {view.estimator_name}. Train it with a smaller learning rate."
+            )
+    return {layer.name: layer for layer in found}
 
 
 def closed_form_sums(

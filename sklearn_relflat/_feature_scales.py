@@ -60,7 +60,7 @@ class _Moments:
 def feature_scales(
     view: TorchModel, source: Any, layers: dict[str, WeightLayer]
 ) -> dict[str, Tensor]:
-    """Measure the standard deviation of each layer's features, for the neuron-wise measure.
+    """Measure the standard deviation of each layer's features, batch by batch.
 
     Parameters
     ----------

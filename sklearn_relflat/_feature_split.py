@@ -34,9 +34,10 @@ from sklearn_relflat._estimator_data import (
     final_model,
     is_net,
 )
+from sklearn_relflat._flatness_result import RelativeFlatness
 from sklearn_relflat._layers import find_layer
 from sklearn_relflat._models import TorchModel, _view
-from sklearn_relflat._relative_flatness import RelativeFlatness, relative_flatness
+from sklearn_relflat._relative_flatness import relative_flatness
 from sklearn_relflat._split_model import (
     SplitModel,
     head_outputs,

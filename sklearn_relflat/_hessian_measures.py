@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sklearn_relflat._estimate import FormEstimator, Settings
 from sklearn_relflat._measurement import Measurement
 from sklearn_relflat._problem import Problem, open_problem
 from sklearn_relflat._quadratic_forms import QuadraticForm, identity_form
-from sklearn_relflat._relative_flatness import _Options, _Run
 
 
 def hessian_trace(
@@ -155,20 +155,13 @@ def form_values(
             ]
             for form in forms
         ]
-    options = _Options(
-        loss=None,
-        curvature=curvature,
-        method=method,
-        normalize=None,
-        statistic="trace",
-        weight_decay=0.0,
-        rtol=rtol,
-        per_sample=False,
-        sample_weight=None,
-        random_state=None,
-    )
-    estimate = _Run(
-        problem.view, problem.source, forms, problem.plan, options, problem.generator()
+    estimate = FormEstimator(
+        problem.view,
+        problem.source,
+        forms,
+        problem.plan,
+        Settings(curvature, method, rtol),
+        problem.generator(),
     ).evaluate()
     scale = problem.denominator(estimate.sums.denominator)
     return [

@@ -49,14 +49,14 @@ class WeightLayer:
     @property
     def weight(self) -> Tensor:
         """Weight as a matrix of shape (n_neurons, n_features), detached."""
-        weight: Tensor = self.modules[0].weight.detach()  # type: ignore[operator, union-attr]
-        return weight.flatten(1)
+        weight: Tensor = getattr(self.modules[0], "weight")  # noqa: B009 - untyped
+        return weight.detach().flatten(1)
 
     @property
     def bias(self) -> Tensor | None:
         """Bias of shape (n_neurons,), detached, or None."""
-        bias = self.modules[0].bias
-        return None if bias is None else bias.detach()  # type: ignore[operator, union-attr]
+        bias: Tensor | None = getattr(self.modules[0], "bias")  # noqa: B009 - untyped
+        return None if bias is None else bias.detach()
 
     @property
     def n_neurons(self) -> int:
@@ -351,7 +351,7 @@ def capture(
 
         return hook
 
-    projections = {
+    projections: dict[int, tuple[str, LayerKind, nn.Module]] = {
         id(module.weight): (layer.name, layer.kind, module)
         for layer in layers.values()
         for module in layer.modules

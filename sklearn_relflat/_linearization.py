@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sklearn_relflat._autograd_graph import (
+    has_undefined_derivative,
+    is_piecewise_linear,
+)
 from sklearn_relflat._layers import Capture, LayerCall, WeightLayer, check_calls
 from sklearn_relflat._models import Batch, TorchModel
-from sklearn_relflat._piecewise_linear import is_piecewise_linear
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -136,12 +139,9 @@ class Linearization:
             cotangent.to(self.outputs.dtype),
             retain_graph=True,
             create_graph=create_graph,
-            allow_unused=True,
+            materialize_grads=True,
         )
-        flat = iter(
-            torch.zeros_like(z) if g is None else g
-            for g, z in zip(gradients, points, strict=True)
-        )
+        flat = iter(gradients)
         return {name: [next(flat) for _ in calls] for name, calls in self.calls.items()}
 
     def is_proven_piecewise_linear(self) -> bool:
@@ -179,6 +179,13 @@ def columns_of(calls: list[LayerCall], *, live: bool = False) -> Tensor:
 # ---------------------------------------------------------------------------
 # Second derivatives of the head
 # ---------------------------------------------------------------------------
+_NO_SECOND_DERIVATIVE = (
+    "Expected a model that is twice differentiable behind the layer, as "
+    'curvature="hessian" needs it, but torch cannot form its second derivative ({}). '
+    'Use curvature="gauss_newton", which needs first derivatives only.'
+)
+
+
 class ResidualProbe:
     """Second-order products of the head, with the loss gradient held fixed.
 
@@ -189,6 +196,8 @@ class ResidualProbe:
     def __init__(self, lin: Linearization) -> None:
         self.lin = lin
         self._graph = lin.pull_back(lin.gradient(), create_graph=True)
+        if has_undefined_derivative(g for parts in self._graph.values() for g in parts):
+            raise ValueError(_NO_SECOND_DERIVATIVE.format("once_differentiable"))
         self.gradients = {
             name: [g.detach() for g in parts] for name, parts in self._graph.items()
         }
@@ -217,7 +226,7 @@ class ResidualProbe:
         """
         names = list(directions)
         points = [c.preactivations for name in names for c in self.lin.calls[name]]
-        products: tuple[Tensor | None, ...] = (None,) * len(points)
+        products = tuple(torch.zeros_like(z) for z in points)
         with torch.enable_grad():
             inner = [
                 (g * u.detach()).sum() + 2 * (g.detach() * u).sum()
@@ -230,18 +239,11 @@ class ResidualProbe:
         if inner:
             try:
                 products = torch.autograd.grad(
-                    inner, points, retain_graph=True, allow_unused=True
+                    inner, points, retain_graph=True, materialize_grads=True
                 )
             except RuntimeError as error:
-                raise ValueError(
-                    "The second derivative of the model behind the layer is needed for "
-                    f'curvature="hessian", and torch could not form it: {error}. Use '
-                    'curvature="gauss_newton", which needs first derivatives only.'
-                ) from error
-        flat = iter(
-            torch.zeros_like(z) if p is None else p
-            for p, z in zip(products, points, strict=True)
-        )
+                raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
+        flat = iter(products)
         return {name: [next(flat) for _ in self.lin.calls[name]] for name in names}
 
     def is_piecewise_linear(self, generator: torch.Generator) -> bool:

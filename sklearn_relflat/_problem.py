@@ -13,12 +13,12 @@ from sklearn.base import is_classifier, is_regressor
 from torch import Tensor
 
 from sklearn_relflat._batches import Batch, BatchSource
-from sklearn_relflat._curvature import Plan, make_plan
+from sklearn_relflat._curvature import Plan, make_plan, select_layers
+from sklearn_relflat._estimate import make_generator
 from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._linearization import chunks, wide
 from sklearn_relflat._measurement import ALL_LAYERS, Measurement
 from sklearn_relflat._models import TorchModel, as_torch_model
-from sklearn_relflat._relative_flatness import _select_layers, make_generator
 
 
 class CountedBatches(BatchSource):
@@ -205,7 +205,7 @@ def open_problem(
         None,
     )
     with view.measuring():
-        layers = _select_layers(view, source, names)
+        layers = select_layers(view, source, names)
         yield Problem(
             view,
             source,

@@ -9,32 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklearn_relflat._curvature import (
-    FormSums,
-    Plan,
-    RiskSums,
-    Route,
-    closed_form_sums,
-    curvature_sums,
-    make_plan,
+from sklearn_relflat._curvature import Plan, RiskSums, make_plan, select_layers
+from sklearn_relflat._estimate import (
+    Estimate,
+    FormEstimator,
+    Settings,
+    denominator_of,
+    make_generator,
 )
 from sklearn_relflat._feature_scales import feature_scales
-from sklearn_relflat._layers import (
-    WeightLayer,
-    find_layer,
-    unsupported_layers,
-    weight_layers,
-)
+from sklearn_relflat._flatness_result import RelativeFlatness
+from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._models import TorchModel, as_torch_model
 from sklearn_relflat._neuron_blocks import neuron_blocks
 from sklearn_relflat._quadratic_forms import QuadraticForm, weight_form
-
-# Backward passes (factors of the loss Hessian, or second-order products) up to which
-# "auto" stays exact. A 10-class net takes 10; 1,000 classes are sampled.
-_MAX_EXACT_PASSES = 256
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "curvature": ("hessian", "gauss_newton"),
@@ -42,74 +32,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "normalize": (None, "std"),
     "statistic": ("trace", "max_eigenvalue"),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class RelativeFlatness:
-    """Relative flatness of one layer, with how it was obtained.
-
-    ``float(result)`` is its value. Large is sharp, small is flat.
-
-    Attributes
-    ----------
-    value : float
-        kappa, in units of the loss.
-    stderr : float
-        Standard error of the sampling for the given data; 0.0 when exact.
-    layer : str
-        The layer.
-    loss : str
-        The loss.
-    curvature : {"hessian", "gauss_newton"}
-        Which matrix was asked for.
-    method : {"closed_form", "exact", "sampled"}
-        The route taken.
-    normalize : {None, "std"}
-        Whether features were divided by their standard deviations.
-    statistic : {"trace", "max_eigenvalue"}
-        kappa_Tr or kappa_max.
-    n_samples : int
-        Number of samples.
-    n_features : int
-        Number of features m that enter the layer.
-    mean_loss : float
-        Empirical risk on these samples.
-    gradient_norm : float
-        Frobenius norm of the gradient of the empirical risk in the layer's weight: how
-        far the model is from a minimum, in units of the loss per unit of weight.
-    per_sample : ndarray of shape (n_samples,) or None
-        Contributions of the samples; their mean is the value.
-    """
-
-    value: float
-    stderr: float
-    layer: str
-    loss: str
-    curvature: str
-    method: str
-    normalize: str | None
-    statistic: str
-    n_samples: int
-    n_features: int
-    mean_loss: float
-    gradient_norm: float
-    per_sample: np.ndarray | None = None
-
-    def __float__(self) -> float:
-        """Return the value."""
-        return self.value
-
-    def __repr__(self) -> str:
-        """Return a summary in one line."""
-        error = f" +- {self.stderr:.2g}" if self.stderr else ""
-        name = "kappa_max" if self.statistic == "max_eigenvalue" else "kappa"
-        normalized = ", std-normalized" if self.normalize else ""
-        return (
-            f"<RelativeFlatness {name} = {self.value:.6g}{error} of layer "
-            f"{self.layer!r}{normalized}; {self.loss} {self.mean_loss:.4g} on "
-            f"{self.n_samples} samples, gradient norm {self.gradient_norm:.2g}; "
-            f"{self.curvature}, {self.method}>"
-        )
 
 
 def relative_flatness(
@@ -397,65 +319,6 @@ class _Options:
                 )
 
 
-def make_generator(random_state: Any, device: torch.device) -> torch.Generator:
-    """Torch generator from a scikit-learn random state.
-
-    Parameters
-    ----------
-    random_state : int, RandomState instance or None
-        None takes fresh entropy and leaves NumPy's global state alone.
-    device : torch.device
-        The generator's device.
-
-    Returns
-    -------
-    generator : torch.Generator
-        Seeded.
-    """
-    if random_state is None:
-        random_state = np.random.RandomState(np.random.MT19937())
-    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-    return torch.Generator(device=device).manual_seed(int(seed))
-
-
-def _select_layers(
-    view: TorchModel, source: Any, names: Sequence[str | None] | None
-) -> dict[str, WeightLayer]:
-    """Layers by name; [None] is the output layer, None all of them."""
-    if names is None:
-        refused = unsupported_layers(view)
-        if refused:
-            raise TypeError(
-                f"{view.estimator_name} has weight layers that cannot be measured: "
-                f"{refused}. Pass layers=, some of {list(weight_layers(view))}."
-            )
-        names = list(weight_layers(view))
-    if isinstance(names, str):
-        raise TypeError(
-            f"Expected layers to be a list of names, got the string {names!r}. "
-            f"Pass [{names!r}]."
-        )
-    if not weight_layers(view):
-        raise TypeError(
-            f"{view.estimator_name} has no weight layer that can be measured. "
-            f"Found: {unsupported_layers(view)}."
-        )
-    if list(names) == [None]:
-        name = view.default_layer
-        if name is None:
-            plan = make_plan(view, source, weight_layers(view), required=False)
-            name = plan.order[-1] if plan.order else next(iter(weight_layers(view)))
-        names = [name]
-    found = [find_layer(view, name) for name in names]  # type: ignore[arg-type]
-    for layer in found:
-        if not bool(torch.isfinite(layer.weight).all()):
-            raise ValueError(
-                f"Expected finite weights, got NaN or infinity in layer {layer.name!r} "
-                f"of {view.estimator_name}. Train it with a smaller learning rate."
-            )
-    return {layer.name: layer for layer in found}
-
-
 def _measure(
     estimator: Any,
     X: Any,
@@ -468,7 +331,7 @@ def _measure(
     source = view.batches(X, y, options.sample_weight)
     generator = make_generator(options.random_state, view.device)
     with view.measuring():
-        layers = _select_layers(view, source, names)
+        layers = select_layers(view, source, names)
         plan = make_plan(view, source, layers)
         scales: dict[str, Tensor] = {}
         if options.normalize == "std":
@@ -481,140 +344,16 @@ def _measure(
                 for name, layer in layers.items()
             }
         forms = [weight_form(layer, scales.get(name)) for name, layer in layers.items()]
-        run = _Run(view, source, forms, plan, options, generator)
-        estimate = run.evaluate()
+        settings = Settings(
+            options.curvature, options.method, options.rtol, options.per_sample
+        )
+        estimate = FormEstimator(
+            view, source, forms, plan, settings, generator
+        ).evaluate()
         return {
             form.layer.name: _result(view, form, estimate, i, scales, options)
             for i, form in enumerate(forms)
         }
-
-
-# ---------------------------------------------------------------------------
-# Routes
-# ---------------------------------------------------------------------------
-@dataclass
-class _Estimate:
-    """Means over draws of what the passes found, for each form."""
-
-    method: str
-    sums: RiskSums
-    totals: list[float]
-    variances: list[float]
-    values: list[Tensor]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One evaluation: picks the route and repeats passes where it samples."""
-
-    view: TorchModel
-    source: Any
-    forms: list[QuadraticForm]
-    plan: Plan
-    options: _Options
-    generator: torch.Generator
-
-    def evaluate(self) -> _Estimate:
-        """Evaluate by the route that the options ask for."""
-        method = self.options.method
-        if method == "auto" and [self.plan.output_layer] == [
-            form.layer.name for form in self.forms
-        ]:
-            sums = closed_form_sums(
-                self.view, self.source, self.forms[0], keep=self.options.per_sample
-            )
-            return self._exact("closed_form", sums)
-        gauss_newton = {"auto": self._affordable(self.plan.n_factors)}.get(
-            method, method
-        )
-        residual = "none"
-        if self.options.curvature == "hessian":
-            probes = sum(self.plan.n_residual_probes(form) for form in self.forms)
-            residual = {"auto": self._affordable(probes)}.get(method, method)
-        route = Route(gauss_newton, residual)
-        sums = self._pass(route)
-        sampled = gauss_newton == "sampled" or (sums.smooth and residual == "sampled")
-        if not sampled:
-            return self._exact("exact", sums)
-        return self._repeat(route, sums)
-
-    @staticmethod
-    def _affordable(n_passes: int) -> str:
-        return "exact" if n_passes <= _MAX_EXACT_PASSES else "sampled"
-
-    def _pass(self, route: Route) -> RiskSums:
-        return curvature_sums(
-            self.view,
-            self.source,
-            self.forms,
-            self.plan,
-            route,
-            generator=self.generator,
-            keep=self.options.per_sample,
-        )
-
-    @staticmethod
-    def _exact(method: str, sums: RiskSums) -> _Estimate:
-        return _Estimate(
-            method,
-            sums,
-            [form.total for form in sums.forms],
-            [0.0] * len(sums.forms),
-            [torch.cat(form.values) for form in sums.forms if form.values],
-        )
-
-    def _repeat(self, route: Route, first: RiskSums) -> _Estimate:
-        """Repeat passes until the relative standard errors are below rtol."""
-        estimate = self._exact("sampled", first)
-        estimate.variances = [_spread(form, first.n_samples) for form in first.forms]
-        limit = self.plan.n_factors
-        if first.smooth:
-            limit += sum(self.plan.n_residual_probes(form) for form in self.forms)
-        n_draws, n_pairs = 1, 0
-        single_draw = np.zeros(len(self.forms))
-        while n_draws < limit and not self._converged(estimate):
-            sums = self._pass(Route(route.gauss_newton, route.residual, n_draws=2))
-            n_pairs += 1
-            share = 2 / (n_draws + 2)
-            n_draws += 2
-            for i, form in enumerate(sums.forms):
-                estimate.totals[i] += share * (form.total - estimate.totals[i])
-                if form.values:
-                    step = torch.cat(form.values) - estimate.values[i]
-                    estimate.values[i] = estimate.values[i] + share * step
-            # Two draws of the same sample tell the variance of the sampling alone; the
-            # single draw of the first pass enters the mean but not this estimate.
-            single_draw += [form.draw_variance for form in sums.forms]
-            estimate.variances = (single_draw / n_pairs / n_draws).tolist()
-        return estimate
-
-    def _converged(self, estimate: _Estimate) -> bool:
-        return all(
-            math.sqrt(variance) <= self.options.rtol * abs(total)
-            for total, variance in zip(estimate.totals, estimate.variances, strict=True)
-        )
-
-
-def _spread(form: FormSums, n_samples: int) -> float:
-    """Upper bound of the variance of a total with one draw: the spread over samples."""
-    if n_samples < 2 or form.weight == 0:
-        return math.inf
-    center = form.total / form.weight
-    squares = form.squares - 2 * center * form.weighted + center**2 * form.square_weight
-    return max(squares, 0.0) * n_samples / (n_samples - 1)
-
-
-def _denominator(view: TorchModel, sums: RiskSums) -> float:
-    """Find what the sums are divided by, as the criterion defines it."""
-    if view.loss.reduction == "sum":
-        return 1.0
-    if not sums.denominator > 0:
-        raise ValueError(
-            "Expected samples with a positive total weight, got "
-            f"{sums.denominator!r}: every sample is ignored or has weight zero. Check "
-            "sample_weight, the class weights and ignore_index."
-        )
-    return sums.denominator
 
 
 def _penalty(layer: WeightLayer, scale: Tensor | None, weight_decay: float) -> float:
@@ -631,14 +370,14 @@ def _penalty(layer: WeightLayer, scale: Tensor | None, weight_decay: float) -> f
 def _result(
     view: TorchModel,
     form: QuadraticForm,
-    estimate: _Estimate,
+    estimate: Estimate,
     i: int,
     scales: dict[str, Tensor],
     options: _Options,
 ) -> RelativeFlatness:
     """Public result of one form."""
     layer, sums = form.layer, estimate.sums
-    denominator = _denominator(view, sums)
+    denominator = denominator_of(view, sums)
     penalty = _penalty(layer, scales.get(layer.name), options.weight_decay)
     per_sample = None
     if options.per_sample:
@@ -669,7 +408,7 @@ def _max_eigenvalue(
     blocks, sums = neuron_blocks(
         view, source, layer, plan, curvature=options.curvature, generator=generator
     )
-    blocks /= _denominator(view, sums)
+    blocks /= denominator_of(view, sums)
     blocks.diagonal(dim1=1, dim2=2).add_(options.weight_decay)
     weight = layer.weight.to(blocks.dtype)
     if scale is not None:
@@ -699,7 +438,7 @@ def _make_result(
     per_sample: np.ndarray | None = None,
 ) -> RelativeFlatness:
     """Make the result with what all routes report alike."""
-    denominator = _denominator(view, sums)
+    denominator = denominator_of(view, sums)
     if not math.isfinite(value):
         raise ValueError(
             f"The curvature of layer {layer.name!r} is not finite ({value!r}) although "

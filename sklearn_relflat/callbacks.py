@@ -7,7 +7,8 @@ import numpy as np
 from skorch.callbacks import Callback
 
 from sklearn_relflat._flatness_regularized import FlatnessRegularized
-from sklearn_relflat._relative_flatness import RelativeFlatness, relative_flatness
+from sklearn_relflat._flatness_result import RelativeFlatness
+from sklearn_relflat._relative_flatness import relative_flatness
 from sklearn_relflat._seeded import Seeded
 
 __all__ = [

@@ -205,27 +205,30 @@ class Case:
             for name, parameter in net.module_.named_parameters():
                 if "weight" in name:
                     parameter.data.mul_(1.5)
-        net.module_.to(dtype)
-        net.criterion_.to(dtype)
         for module in net.module_.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.running_mean.normal_(generator=torch.manual_seed(1))
                 module.running_var.uniform_(0.5, 2.0)
+        net.module_.to(dtype)
+        net.criterion_.to(dtype)
         return net
 
     def risk(self, net, X, y):
         """The empirical risk, by torch's own criterion on the logits."""
-        net.module_.eval()
-        if self.risk_criterion is None:
-            criterion = net.criterion_
-        else:
-            criterion = self.risk_criterion(**self.options)
+        criterion = self.criterion_of(net)
 
         def risk(call):
             outputs = call(**X) if isinstance(X, dict) else call(X)
             return criterion(outputs, y)
 
         return risk
+
+    def criterion_of(self, net):
+        """torch's own criterion on the logits."""
+        net.module_.eval()
+        if self.risk_criterion is None:
+            return net.criterion_
+        return self.risk_criterion(**self.options)
 
     def logits_module(self, net):
         """The module without its final link, for the oracle."""

@@ -52,3 +52,26 @@ def normalized(weight, hessian, sigma):
     """Weight and Hessian after phi' = phi / sigma, w' = w sigma (Theorem 4)."""
     w = weight.detach().flatten(1) * sigma
     return w, hessian / (sigma[None, :, None, None] * sigma)
+
+
+def gauss_newton_hessian(module, name, criterion, X, y):
+    """Gauss-Newton matrix of the mean loss in a layer's weight, (d, m, d, m).
+
+    J^T C J with the Jacobian J of all outputs of all samples and the Hessian C of the
+    empirical risk in all of them.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    weight = parameters[f"{name}.weight"].detach()
+
+    def outputs(w):
+        args, kwargs = ((), X) if isinstance(X, dict) else ((X,), {})
+        return torch.func.functional_call(module, {f"{name}.weight": w}, args, kwargs)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        raw = outputs(weight).detach()
+        jacobian = torch.func.jacrev(outputs)(weight).reshape(raw.numel(), -1)
+    curvature = torch.func.jacrev(torch.func.jacrev(lambda f: criterion(f, y)))(raw)
+    curvature = curvature.reshape(raw.numel(), -1)
+    d, m = weight.shape[0], weight[0].numel()
+    matrix = jacobian.T @ curvature @ jacobian
+    return matrix.detach().reshape(d, m, d, m)

@@ -1,4 +1,4 @@
-"""Certificate that outputs are piecewise linear in preactivations, read off the graph.
+"""What the graph that autograd keeps of a forward pass says about derivatives.
 
 A composition of piecewise linear operations is piecewise linear, as is a product
 with one constant factor. The operations behind the preactivations are found in the
@@ -91,3 +91,32 @@ def is_piecewise_linear(outputs: Tensor, points: Iterable[Tensor]) -> bool:
         is_leaf = id(getattr(node, "variable", None)) in leaves
         depends[node] = any(dependent) or node in nodes or is_leaf
     return True
+
+
+def has_undefined_derivative(tensors: Iterable[Tensor]) -> bool:
+    """Whether gradients went through a function that has no second derivative.
+
+    torch marks such gradients (``once_differentiable``) with a node that raises when it
+    is reached, but cuts it off when derivatives in given inputs are asked for: they
+    would then be zero without a word.
+
+    Parameters
+    ----------
+    tensors : iterable of Tensor
+        Gradients, formed with a graph.
+
+    Returns
+    -------
+    undefined : bool
+        Whether there is such a node behind any of them.
+    """
+    stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if str(node.name()).split("::")[-1] == "Error":
+            return True
+        new = {child for child, _ in node.next_functions if child is not None} - seen
+        seen |= new
+        stack.extend(new)
+    return False

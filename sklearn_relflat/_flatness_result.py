@@ -1,0 +1,75 @@
+"""Result of a measurement of relative flatness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class RelativeFlatness:
+    """Relative flatness of one layer, with how it was obtained.
+
+    ``float(result)`` is its value. Large is sharp, small is flat.
+
+    Attributes
+    ----------
+    value : float
+        kappa, in units of the loss.
+    stderr : float
+        Standard error of the sampling for the given data; 0.0 when exact.
+    layer : str
+        The layer.
+    loss : str
+        The loss.
+    curvature : {"hessian", "gauss_newton"}
+        Which matrix was asked for.
+    method : {"closed_form", "exact", "sampled"}
+        The route taken.
+    normalize : {None, "std"}
+        Whether features were divided by their standard deviations.
+    statistic : {"trace", "max_eigenvalue"}
+        kappa_Tr or kappa_max.
+    n_samples : int
+        Number of samples.
+    n_features : int
+        Number of features m that enter the layer.
+    mean_loss : float
+        Empirical risk on these samples.
+    gradient_norm : float
+        Frobenius norm of the gradient of the empirical risk in the layer's weight: how
+        far the model is from a minimum, in units of the loss per unit of weight.
+    per_sample : ndarray of shape (n_samples,) or None
+        Contributions of the samples; their mean is the value.
+    """
+
+    value: float
+    stderr: float
+    layer: str
+    loss: str
+    curvature: str
+    method: str
+    normalize: str | None
+    statistic: str
+    n_samples: int
+    n_features: int
+    mean_loss: float
+    gradient_norm: float
+    per_sample: np.ndarray | None = None
+
+    def __float__(self) -> float:
+        """Return the value."""
+        return self.value
+
+    def __repr__(self) -> str:
+        """Return a summary in one line."""
+        error = f" +- {self.stderr:.2g}" if self.stderr else ""
+        name = "kappa_max" if self.statistic == "max_eigenvalue" else "kappa"
+        normalized = ", std-normalized" if self.normalize else ""
+        return (
+            f"<RelativeFlatness {name} = {self.value:.6g}{error} of layer "
+            f"{self.layer!r}{normalized}; {self.loss} {self.mean_loss:.4g} on "
+            f"{self.n_samples} samples, gradient norm {self.gradient_norm:.2g}; "
+            f"{self.curvature}, {self.method}>"
+        )
