@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
@@ -87,7 +88,7 @@ class EstimatorData:
         """
         return X, y
 
-    def check_outputs(self, n_dims: int) -> None:
+    def check_outputs(self, shape: tuple[int, ...]) -> None:
         """Raise where the fitted model's outputs cannot be compared with its y."""
 
     def inputs(self, owner: BaseEstimator, X: Any) -> Any:
@@ -133,13 +134,13 @@ class NetData(EstimatorData):
     def fit(self, owner: BaseEstimator, X: Any, y: Any) -> tuple[Any, Any]:
         """See `EstimatorData.fit`."""
         net = final_model(owner.estimator)
-        if self._arrays and not isinstance(X, Mapping | Dataset):
+        if self._arrays and not _is_for_nets(X):
             X, y = self._validated(owner, net, X, y)
         if y is None:
             return X, y
         if self._is_classifier and not self._frozen:
             self._learn_classes(type(net).__name__, y)
-        elif self._is_regressor and np.ndim(y) == 1:
+        elif self._is_regressor and np.asarray(y).ndim == 1:
             self._is_column = not self._arrays or _output_ndim(net, X) == 2
         return X, self.targets(y)
 
@@ -148,7 +149,9 @@ class NetData(EstimatorData):
     ) -> tuple[Any, Any]:
         """Return arrays of X and y after scikit-learn's own checks."""
         X = as_numpy(X)
-        if np.asarray(X).dtype.kind in "iu":
+        # Sparse matrices have a dtype, but do not become arrays; lists the reverse.
+        dtype = X.dtype if hasattr(X, "dtype") else np.asarray(X).dtype
+        if dtype.kind in "iu":
             initialized = net if self._frozen else _initialized(net)
             self._keeps_integers = _looks_up_indices(initialized.module_)
         supervised = self._is_classifier or self._is_regressor
@@ -156,7 +159,7 @@ class NetData(EstimatorData):
             return validate_data(owner, X, **self._options()), None
         options = {}
         if self._is_regressor:
-            options = {"y_numeric": True, "multi_output": np.ndim(y) > 1}
+            options = {"y_numeric": True, "multi_output": np.asarray(y).ndim > 1}
         elif not self._is_classifier:
             options = {"multi_output": True}
         X, y = validate_data(owner, X, as_numpy(y), **self._options(), **options)
@@ -177,9 +180,9 @@ class NetData(EstimatorData):
                 f"{self.classes[:10].tolist()!r}. Use NeuralNetClassifier."
             )
 
-    def check_outputs(self, n_dims: int) -> None:
+    def check_outputs(self, shape: tuple[int, ...]) -> None:
         """See `EstimatorData.check_outputs`."""
-        if self._is_column and n_dims == 1:
+        if self._is_column and not shape:
             raise ValueError(
                 "Expected the module of a regressor to return a column, of shape "
                 "(n_samples, 1), got outputs with one dimension: the criterion "
@@ -190,7 +193,7 @@ class NetData(EstimatorData):
     # -----------------------------------------------------------------------
     def inputs(self, owner: BaseEstimator, X: Any) -> Any:
         """See `EstimatorData.inputs`."""
-        if not self._arrays or isinstance(X, Mapping | Dataset):
+        if not self._arrays or _is_for_nets(X):
             return X
         return validate_data(owner, as_numpy(X), reset=False, **self._options())
 
@@ -227,6 +230,10 @@ class NetData(EstimatorData):
         """See `EstimatorData.predictions`."""
         if self.classes is not None:
             return self.classes[np.asarray(predicted, dtype=np.int64)]
+        if not self._is_regressor:
+            return predicted
+        # As scikit-learn's own regressors, whatever the dtype of X.
+        predicted = predicted.astype(np.float64)
         return predicted[:, 0] if self._is_column else predicted
 
 
@@ -249,6 +256,12 @@ def estimator_data(estimator: Any) -> EstimatorData:
     return NetData(
         model, arrays=is_net(estimator), frozen=isinstance(estimator, FrozenEstimator)
     )
+
+
+def _is_for_nets(X: Any) -> bool:
+    """Tell whether X is a dict of inputs or a data set, which only nets take."""
+    # One of scipy's sparse matrices is a dict, too.
+    return isinstance(X, Mapping | Dataset) and not sparse.issparse(X)
 
 
 def _initialized(net: NeuralNet) -> NeuralNet:

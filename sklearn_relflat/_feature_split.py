@@ -203,7 +203,7 @@ class FeatureSplit(
         self.estimator_.fit(X_model, y_model, **fit_params)
         self._set_labels(y)
         self._split: SplitModel = split_model(self._view(), X, self.layer)
-        self._data.check_outputs(self._split.output_ndim)
+        self._data.check_outputs(self._split.output_shape)
         self.layer_ = self._split.layer
         self._n_features_out = self._split.n_columns
         if self.training_flatness is not False:

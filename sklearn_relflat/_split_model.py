@@ -37,8 +37,8 @@ class SplitModel:
         Features m and positions P that enter the layer, for one sample.
     is_output : bool
         Whether the layer's preactivations are the raw outputs.
-    output_ndim : int
-        Dimensions of the raw outputs.
+    output_shape : tuple of int
+        Shape of the raw outputs of one sample.
     template : Tensor, dict or list
         Two inputs to run a head on that does not depend on them; None if there is no
         head to run.
@@ -48,7 +48,7 @@ class SplitModel:
     n_features: int
     n_positions: int
     is_output: bool
-    output_ndim: int
+    output_shape: tuple[int, ...]
     template: Any = None
 
     @property
@@ -100,7 +100,9 @@ def split_model(view: TorchModel, X: Any, layer: str | None) -> SplitModel:
         is_last = len(calls) == 1 and is_output(calls[0], outputs)
         _, n_features, n_positions = columns_of(calls).shape
     template = None if is_last else _template(batch.inputs)
-    return SplitModel(name, n_features, n_positions, is_last, outputs.ndim, template)
+    return SplitModel(
+        name, n_features, n_positions, is_last, tuple(outputs.shape[1:]), template
+    )
 
 
 def _template(inputs: Any) -> Any:
@@ -208,7 +210,7 @@ def head_outputs(view: TorchModel, split: SplitModel, Z: np.ndarray) -> Tensor:
     if layer.bias is not None:
         rows = rows + layer.bias[:, None]
     if split.is_output:
-        return rows[:, :, 0]
+        return rows.reshape(len(rows), *split.output_shape)
     with torch.no_grad(), view.measuring():
         parts = [
             _run_head(view, split, layer, part) for part in rows.split(_HEAD_BATCH)
