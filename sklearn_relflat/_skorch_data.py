@@ -169,6 +169,8 @@ class _WithTargets(Dataset):
 
 def _has_targets(dataset: Any) -> bool:
     """Tell whether a data set carries targets."""
+    if isinstance(dataset, _WithTargets):
+        return True
     if isinstance(dataset, SkorchDataset):
         # Without y, skorch's data set fills in a placeholder.
         return dataset.y is not None
