@@ -1,7 +1,6 @@
 """Scorers: measures of a fitted model with the sign and signature of scikit-learn."""
 
 import functools
-import importlib
 import inspect
 import math
 import sys
@@ -12,38 +11,18 @@ from typing import Any
 from sklearn.base import BaseEstimator
 from sklearn.utils import metadata_routing
 
-# Modules of the measures that are known by name; a new measure is one row. They need
-# torch, so they are imported when a scorer is called.
-MEASURES: dict[str, str] = {
-    "relative_flatness": "sklearn_relflat._relative_flatness",
-}
 
+def _named_measure(name: str) -> Callable[..., Any]:
+    """Return one of the package's measures."""
+    # The measures need torch, so they are imported when a scorer is called.
+    from sklearn_relflat._measures import MEASURES
 
-def find_measure(name: str) -> Callable[..., Any]:
-    """Return a measure by its name.
-
-    Parameters
-    ----------
-    name : str
-        A key of `MEASURES`.
-
-    Returns
-    -------
-    measure : callable
-        ``measure(estimator, X, y, **options)``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such measure.
-    """
     if name not in MEASURES:
         raise ValueError(
-            f"Expected measure to be one of {sorted(MEASURES)} or a callable "
+            f"Expected measure to be one of {list(MEASURES)} or a callable "
             f"measure(estimator, X, y), got {name!r}."
         )
-    measure: Callable[..., Any] = getattr(importlib.import_module(MEASURES[name]), name)
-    return measure
+    return MEASURES[name]
 
 
 class _BaseScorer(BaseEstimator, ABC):
@@ -224,10 +203,12 @@ class RelativeFlatnessScorer(_BaseScorer):
         score : float
             Larger is flatter.
         """
+        from sklearn_relflat._relative_flatness import relative_flatness
+
         self._validate_params()
         options = self.get_params(deep=False)
         del options["name"]
-        result = find_measure("relative_flatness")(
+        result = relative_flatness(
             estimator,
             X,
             _aligned_targets(X, y),
@@ -243,8 +224,8 @@ class MeasureScorer(_BaseScorer):
     Parameters
     ----------
     measure : str or callable
-        ``measure(estimator, X, y, **measure_kwargs)`` returns a number; or the name of
-        one of the package's measures.
+        ``measure(estimator, X, y, **measure_kwargs)`` returns a number, or the name of
+        one of the package's measures, such as "hessian_trace".
     greater_is_better : bool, default=False
         Whether large values are good. The score is minus the measure if not.
     measure_kwargs : dict, default=None
@@ -306,11 +287,9 @@ class MeasureScorer(_BaseScorer):
 
     def _function(self) -> Callable[..., Any]:
         """Return the measure itself."""
-        return (
-            find_measure(self.measure)
-            if isinstance(self.measure, str)
-            else (self.measure)
-        )
+        if isinstance(self.measure, str):
+            return _named_measure(self.measure)
+        return self.measure
 
     def score(
         self, estimator: Any, X: Any = None, y: Any = None, *, sample_weight: Any = None
