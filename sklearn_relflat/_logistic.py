@@ -116,7 +116,7 @@ class RelativeFlatnessLogisticRegression(ClassifierMixin, BaseEstimator):
         Number of L-BFGS iterations.
     n_features_in_ : int
         Number of features seen during fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if all of them are strings.
 
     See Also

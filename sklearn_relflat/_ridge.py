@@ -60,7 +60,7 @@ def relative_flatness_path(
     sample_weight: ArrayLike | None = None,
     return_measures: bool = False,
 ) -> tuple[Any, ...]:
-    r"""Solutions of :class:`RelativeFlatnessRidge` for many radii at once.
+    """Solutions of :class:`RelativeFlatnessRidge` for many radii at once.
 
     A dense X is decomposed once (one singular value decomposition for all radii and
     targets); a sparse X is never made dense, and each radius is one LSQR solve.
@@ -84,8 +84,7 @@ def relative_flatness_path(
     -------
     deltas : ndarray of shape (n_deltas,)
         The radii, in the order given.
-    coefs : ndarray of shape (n_features, n_deltas) or \
-            (n_targets, n_features, n_deltas)
+    coefs : ndarray of shape (n_features, n_deltas) or (n_targets, n_features, n_deltas)
         Coefficients along the path.
     intercepts : ndarray of shape (n_deltas,) or (n_targets, n_deltas)
         Intercepts along the path; zeros with ``fit_intercept=False``.
@@ -177,7 +176,7 @@ class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         The equivalent penalty of :class:`sklearn.linear_model.Ridge`.
     n_features_in_ : int
         Number of features seen during fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if all of them are strings.
 
     See Also

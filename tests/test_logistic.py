@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_relflat import RelativeFlatnessLogisticRegression
+from sklearn_relflat import RelativeFlatnessLogisticRegression, relative_flatness
 from sklearn_relflat._logistic_objective import LogisticObjective
 
 
@@ -119,6 +119,17 @@ def test_flatness_equals_the_trace_of_the_brute_force_hessian(name):
         for t in range(len(weight))
     )
     assert model.relative_flatness_ == pytest.approx(float(kappa), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["binary", "binary_shifted", "three_classes"])
+def test_flatness_equals_that_of_the_same_logistic_regression(name):
+    X, y, _ = CASES[name]
+    model = RelativeFlatnessLogisticRegression(1.0).fit(X, y)
+    same = LogisticRegression().fit(X, y)
+    same.coef_, same.intercept_ = model.coef_, model.intercept_
+    measured = relative_flatness(same, X, y)
+    assert model.relative_flatness_ == pytest.approx(measured.value, rel=1e-10)
+    assert model.loss_ == pytest.approx(measured.mean_loss, rel=1e-10)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])

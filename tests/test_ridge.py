@@ -19,7 +19,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_relflat import RelativeFlatnessRidge, relative_flatness_path
+from sklearn_relflat import (
+    RelativeFlatnessRidge,
+    relative_flatness,
+    relative_flatness_path,
+)
 
 
 def make_case(n_samples, n_features, *, targets=0, weights=False, rank=None, shift=0.0):
@@ -221,6 +225,16 @@ def test_path_measures_average_over_targets():
     ]
     for name in ("loss", "relative_flatness", "expected_loss"):
         assert_close(joint[name], np.mean([one[name] for one in single], axis=0))
+
+
+@pytest.mark.parametrize("name", ["tall", "several_targets"])
+def test_path_flatness_equals_that_of_ridge_on_centred_data(name):
+    X, y, _ = CASES[name]
+    X = X - X.mean(axis=0)
+    *_, measures = relative_flatness_path(X, y, deltas=[0.3], return_measures=True)
+    measured = relative_flatness(Ridge(measures.alphas[0]).fit(X, y), X, y)
+    assert measures.relative_flatness[0] == pytest.approx(measured.value, rel=1e-10)
+    assert measures.loss[0] == pytest.approx(measured.mean_loss, rel=1e-10)
 
 
 def test_loss_rises_and_flatness_falls_along_the_path():
