@@ -146,14 +146,29 @@ def form_values(
     -------
     values : list of FormValue
         One per form.
+
+    Raises
+    ------
+    ValueError
+        If an option is not valid.
     """
+    for name, value, allowed in (
+        ("curvature", curvature, ("hessian", "gauss_newton")),
+        ("method", method, ("auto", "exact", "sampled")),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"Expected {name} to be one of {list(allowed)}, got {value!r}."
+            )
+    if not rtol >= 0:
+        raise ValueError(f"Expected rtol to be a number of at least 0, got {rtol!r}.")
     if len(forms) > 1 and {f.layer.name for f in forms} == {problem.plan.output_layer}:
         # Each in closed form: several cheap passes instead of one with derivatives.
+        options = {"curvature": curvature, "method": method}
         return [
-            form_values(problem, [form], curvature=curvature, method=method, rtol=rtol)[
-                0
-            ]
+            value
             for form in forms
+            for value in form_values(problem, [form], **options, rtol=rtol)
         ]
     estimate = FormEstimator(
         problem.view,

@@ -178,12 +178,13 @@ def _add_weights(problem: Problem, squares: _MeanSquare) -> None:
                 pulled = lin.pull_back(lin.gradient())
                 inner = lin.weight.new_zeros(lin.n_samples)
                 for name, calls in lin.calls.items():
-                    bias = layers[name].bias
                     for call, cotangent in zip(calls, pulled[name], strict=True):
                         # w Phi, without forming it again.
                         z = call.rows(call.preactivations.detach())
+                        # Modules that share a weight need not share their bias.
+                        bias = dict(call.module.named_parameters()).get("bias")
                         if bias is not None:
-                            z = z - bias[:, None]
+                            z = z - bias.detach()[:, None]
                         rows = call.rows(cotangent)
                         inner += (wide(rows) * wide(z)).sum((1, 2))
                 value = loss.value(lin.wide_outputs, lin.targets)

@@ -218,10 +218,12 @@ def _sharpness(
     axes = {name: w.abs() for name, w in space.weights.items()} if adaptive else None
     base, gradient = space.gradient(space.weights)
     top = base
+    # In units of rho: the ball has radius one.
     step = space.zeros()
     for k in range(n_steps):
-        step = _ascend(space, step, _times(gradient, axes), rho)
-        point = space.moved(_narrow(space, _times(step, axes)))
+        step = _ascend(space, step, _times(gradient, axes))
+        scaled = {name: rho * s for name, s in _times(step, axes).items()}
+        point = space.moved(_narrow(space, scaled))
         if k == n_steps - 1:
             risk = space.risk(point)
         else:
@@ -235,17 +237,15 @@ def _sharpness(
     )
 
 
-def _ascend(space: WeightSpace, step: Point, gradient: Point, rho: float) -> Point:
-    """One step by rho along the gradient, projected onto the ball."""
+def _ascend(space: WeightSpace, step: Point, gradient: Point) -> Point:
+    """One step of length one along the gradient, projected onto the unit ball."""
     norm = math.sqrt(dot(gradient, gradient))
     if norm == 0:
         gradient = space.normal(space.problem.generator())
         norm = math.sqrt(dot(gradient, gradient))
-    step = {name: s + (rho / norm) * gradient[name] for name, s in step.items()}
-    length = math.sqrt(dot(step, step))
-    return (
-        {name: s * (rho / length) for name, s in step.items()} if length > rho else step
-    )
+    step = {name: s + gradient[name] / norm for name, s in step.items()}
+    length = max(1.0, math.sqrt(dot(step, step)))
+    return {name: s / length for name, s in step.items()}
 
 
 def _times(point: Point, axes: Point | None) -> Point:

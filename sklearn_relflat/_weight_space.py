@@ -15,11 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklearn_relflat._autograd_graph import has_undefined_derivative
 from sklearn_relflat._linearization import wide
 from sklearn_relflat._models import Batch, TorchModel
 from sklearn_relflat._problem import Problem, risk_of
 
 Point = dict[str, Tensor]
+
+_NO_SECOND_DERIVATIVE = (
+    "The second derivative of the model in its weights is needed, and torch could not "
+    "form it: {}. Replace the operation, or use hessian_trace with "
+    'curvature="gauss_newton", which needs first derivatives only.'
+)
 
 
 class _Forward(nn.Module):
@@ -154,13 +161,7 @@ class WeightSpace:
             with torch.enable_grad():
                 part, part_denominator = self._chunk_risk(leaves, batch)
                 gradients = _grad(part, leaves, create_graph=True)
-                # A gradient that is constant in the weights carries no graph.
-                inner = [
-                    (g * vector[name].to(g.dtype)).sum()
-                    for name, g in gradients.items()
-                    if g.requires_grad
-                ]
-                products = self._second(inner, leaves)
+                products = self._second(gradients, vector, leaves)
             denominator += part_denominator
             for name, product in products.items():
                 sums[name] += product
@@ -168,19 +169,19 @@ class WeightSpace:
         return {name: p / scale for name, p in sums.items()}
 
     @staticmethod
-    def _second(inner: list[Tensor], leaves: Point) -> Point:
-        """Differentiate the inner products of gradient and vector."""
-        if not inner:
+    def _second(gradients: Point, vector: Point, leaves: Point) -> Point:
+        """Differentiate the inner product of gradient and vector."""
+        # A gradient that is constant in the weights carries no graph.
+        live = {name: g for name, g in gradients.items() if g.requires_grad}
+        if not live:
             return {}
+        if has_undefined_derivative(live.values()):
+            raise ValueError(_NO_SECOND_DERIVATIVE.format("once_differentiable"))
+        inner = [(g * vector[name].to(g.dtype)).sum() for name, g in live.items()]
         try:
             return _grad(torch.stack(inner).sum(), leaves)
         except RuntimeError as error:
-            raise ValueError(
-                "The second derivative of the model in its weights is needed, and "
-                f"torch could not form it: {error}. Replace the operation, or use "
-                'hessian_trace with curvature="gauss_newton", which needs first '
-                "derivatives only."
-            ) from error
+            raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
 
     # -----------------------------------------------------------------------
     # Vectors
