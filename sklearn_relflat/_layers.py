@@ -333,14 +333,14 @@ def capture(
         z: Tensor,
         batch_dim: int,
     ) -> Tensor:
+        # Copies, because what follows may overwrite either tensor in place.
+        x = x.clone()
         if not differentiable:
             seen.add(name, LayerCall(kind, module, x, z, z._version, batch_dim))
             return z
         # The graph begins at the first layer that is measured.
         torch.set_grad_enabled(True)
         z = z if z.requires_grad else z.detach().requires_grad_()
-        # Copies, because what follows may overwrite either tensor in place.
-        x = x.clone()
         seen.add(name, LayerCall(kind, module, x, z, z._version, batch_dim))
         return z.clone()
 

@@ -133,10 +133,15 @@ class Linearization:
     ) -> dict[str, list[Tensor]]:
         """Vector-Jacobian products of an output cotangent at every call."""
         points = [c.preactivations for calls in self.calls.values() for c in calls]
+        cotangent = cotangent.to(self.outputs.dtype)
+        if create_graph:
+            # A cotangent in the graph makes torch mark every gradient that it cannot
+            # differentiate again, see has_undefined_derivative.
+            cotangent = cotangent.detach().requires_grad_()
         gradients = torch.autograd.grad(
             self.outputs,
             points,
-            cotangent.to(self.outputs.dtype),
+            cotangent,
             retain_graph=True,
             create_graph=create_graph,
             materialize_grads=True,

@@ -627,8 +627,10 @@ def test_no_second_derivative_points_to_gauss_newton():
         criterion=nn.CrossEntropyLoss,
     ).initialize()
     X, y = BY_ID["relu"].data(torch.float32)
-    with pytest.raises(ValueError, match='Use curvature="gauss_newton"'):
-        relative_flatness(net, X, y, layer="0")
+    for frozen in (False, True):
+        net.module_.requires_grad_(not frozen)
+        with pytest.raises(ValueError, match='Use curvature="gauss_newton"'):
+            relative_flatness(net, X, y, layer="0")
     assert relative_flatness(net, X, y, layer="0", curvature="gauss_newton").value > 0
 
 

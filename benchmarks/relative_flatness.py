@@ -1,0 +1,261 @@
+"""Cost of relative flatness in units of plain passes over the same data.
+
+Run ``python benchmarks/relative_flatness.py [--data FOLDER]``. LeNet5 on 5,000 images
+in batches of 500, with one thread and with two; then one layer in float64 against the
+definition computed the published way, and peak memory against the number of samples.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+
+import torch
+from _data import add_data_option, load_images
+from _environment import environment, medians, write_results
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from sklearn_relflat import layerwise_relative_flatness, relative_flatness
+
+BATCH = 500
+EPOCHS = 3
+
+
+class LeNet5(nn.Sequential):
+    """LeNet5 for 32 x 32 colour images (ReLU, max-pooling)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, module in {
+            "conv1": nn.Conv2d(3, 6, 5),
+            "relu1": nn.ReLU(),
+            "pool1": nn.MaxPool2d(2),
+            "conv2": nn.Conv2d(6, 16, 5),
+            "relu2": nn.ReLU(),
+            "pool2": nn.MaxPool2d(2),
+            "flatten": nn.Flatten(),
+            "fc1": nn.Linear(400, 120),
+            "relu3": nn.ReLU(),
+            "fc2": nn.Linear(120, 84),
+            "relu4": nn.ReLU(),
+            "fc3": nn.Linear(84, 10),
+        }.items():
+            self.add_module(name, module)
+
+
+def trained_net(X: torch.Tensor, y: torch.Tensor, seed: int) -> NeuralNetClassifier:
+    """Train LeNet5 for a few epochs."""
+    torch.manual_seed(seed)
+    return NeuralNetClassifier(
+        LeNet5,
+        criterion=nn.CrossEntropyLoss,
+        optimizer=torch.optim.Adam,
+        batch_size=BATCH,
+        max_epochs=EPOCHS,
+        train_split=None,
+        iterator_train__shuffle=True,
+        verbose=0,
+    ).fit(X, y)
+
+
+def lenet_rows(X: torch.Tensor, y: torch.Tensor, seed: int, repeats: int) -> list[dict]:
+    """Ratios for LeNet5, with the number of threads that is set."""
+    net = trained_net(X, y, seed)
+    module, criterion = net.module_, nn.CrossEntropyLoss()
+    module.eval()
+    slices = [slice(i, i + BATCH) for i in range(0, len(X), BATCH)]
+
+    def forward() -> None:
+        with torch.no_grad():
+            for part in slices:
+                module(X[part])
+
+    def forward_backward() -> None:
+        for part in slices:
+            module.zero_grad()
+            criterion(module(X[part]), y[part]).backward()
+
+    measured = {
+        "forward": forward,
+        "forward_backward": forward_backward,
+        "output layer, closed form": lambda: relative_flatness(net, X, y),
+        "fc2, exact": lambda: relative_flatness(net, X, y, layer="fc2"),
+        "all five layers, exact": lambda: layerwise_relative_flatness(net, X, y),
+        "all five layers, one sampled factor": lambda: layerwise_relative_flatness(
+            net, X, y, method="sampled", rtol=float("inf"), random_state=0
+        ),
+    }
+    seconds = medians(measured, repeats)
+    rows = []
+    for name, unit, limit in (
+        ("output layer, closed form", "forward", 1.10),
+        ("fc2, exact", "forward_backward", 0.8),
+        ("all five layers, exact", "forward_backward", 12.0),
+        ("all five layers, one sampled factor", "forward_backward", 2.0),
+    ):
+        rows.append(
+            {
+                "what": name,
+                "against": unit.replace("_", " + "),
+                "threads": torch.get_num_threads(),
+                "seconds": seconds[name],
+                "unit_seconds": seconds[unit],
+                "ratio": seconds[name] / seconds[unit],
+                "limit": limit,
+                "met": seconds[name] / seconds[unit] <= limit,
+            }
+        )
+    return rows
+
+
+def published_kappa(
+    weight: torch.Tensor, phi: torch.Tensor, y: torch.Tensor, head: nn.Module
+) -> float:
+    """Relative flatness by the definition, one double backward pass per weight entry.
+
+    The naive reference: the whole data set in one graph, d * m passes, and a tensor of
+    shape (d, m, d, m).
+    """
+    weight = weight.detach().clone().requires_grad_()
+    risk = nn.functional.cross_entropy(head(phi @ weight.T), y)
+    (gradient,) = torch.autograd.grad(risk, weight, create_graph=True)
+    rows = [
+        torch.autograd.grad(gradient, weight, unit.view_as(weight), retain_graph=True)
+        for unit in torch.eye(weight.numel(), dtype=weight.dtype)
+    ]
+    d, m = weight.shape
+    hessian = torch.stack([row for (row,) in rows]).reshape(d, m, d, m)
+    traces = torch.einsum("stut->su", hessian)
+    return float((traces * (weight @ weight.T)).sum())
+
+
+def definition_row(seed: int) -> dict:
+    """One layer 120 -> 84 in float64, 2,000 samples, against the published way."""
+    torch.manual_seed(seed)
+    X = torch.randn(2000, 120, dtype=torch.float64)
+    y = torch.randint(0, 10, (2000,))
+    module = nn.Sequential(nn.Linear(120, 84, bias=False), nn.ReLU(), nn.Linear(84, 10))
+    net = NeuralNetClassifier(
+        module.double(), criterion=nn.CrossEntropyLoss, batch_size=500
+    ).initialize()
+    seconds = medians({"ours": lambda: relative_flatness(net, X, y, layer="0")}, 9)
+    ours = float(relative_flatness(net, X, y, layer="0"))
+    start = time.perf_counter()
+    theirs = published_kappa(net.module_[0].weight, X, y, net.module_[1:])
+    elapsed = time.perf_counter() - start
+    return {
+        "what": "120 -> 84 layer, 2,000 samples, float64, times faster",
+        "against": "definition, d * m double backward passes",
+        "threads": torch.get_num_threads(),
+        "seconds": seconds["ours"],
+        "unit_seconds": elapsed,
+        "ratio": elapsed / seconds["ours"],
+        "limit": 1000.0,
+        "met": elapsed / seconds["ours"] >= 1000 and abs(ours / theirs - 1) <= 1e-10,
+        "relative_difference": abs(ours / theirs - 1),
+    }
+
+
+def peak_memory(n: int) -> int:
+    """Peak resident memory above the inputs of measuring n samples, in bytes."""
+    output = subprocess.run(
+        [sys.executable, __file__, "--memory-of", str(n)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return int(json.loads(output)["peak"])
+
+
+def print_peak(n: int, seed: int) -> None:
+    """Measure n samples and print the growth of the peak resident memory."""
+    import resource
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    module = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    net = NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, batch_size=500
+    ).initialize()
+    X, y = torch.randn(n, 64), torch.randint(0, 10, (n,))
+    # The first call loads what torch loads lazily; it is not part of the measurement.
+    layerwise_relative_flatness(net, X[:BATCH], y[:BATCH])
+    gc.collect()
+
+    def resident() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    inputs = X.nbytes + y.nbytes
+    layerwise_relative_flatness(net, X, y)
+    print(json.dumps({"peak": resident() - inputs}))
+
+
+def memory_row() -> dict:
+    """Peak memory at 200,000 samples against 20,000, without the inputs."""
+    small, large = peak_memory(20_000), peak_memory(200_000)
+    return {
+        "what": "peak memory at n = 200,000 (bytes, inputs not counted)",
+        "against": "n = 20,000",
+        "threads": 1,
+        "seconds": large,
+        "unit_seconds": small,
+        "ratio": large / small,
+        "limit": 1.1,
+        "met": large / small <= 1.1,
+    }
+
+
+def to_table(rows: list[dict], head: str) -> str:
+    """Markdown table of the rows."""
+    lines = [head, "", "| what | against | threads | ratio | must reach | met |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in rows:
+        sign = ">=" if "faster" in row["what"] else "<="
+        lines.append(
+            f"| {row['what']} | {row['against']} | {row['threads']} | "
+            f"{row['ratio']:.3g} | {sign} {row['limit']:g} | "
+            f"{'yes' if row['met'] else 'NO'} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all rows and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_data_option(parser)
+    parser.add_argument("--n-samples", type=int, default=5000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print_peak(arguments.memory_of, arguments.seed)
+        return
+    name, X, y = load_images(arguments.data, arguments.n_samples)
+    images, labels = torch.from_numpy(X), torch.from_numpy(y)
+    rows = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        rows += lenet_rows(images, labels, arguments.seed, arguments.repeats)
+    torch.set_num_threads(1)
+    rows += [definition_row(arguments.seed), memory_row()]
+    payload = {
+        "environment": environment(arguments.seed),
+        "data": name,
+        "n_samples": len(X),
+        "batch_size": BATCH,
+        "repeats": arguments.repeats,
+        "rows": rows,
+    }
+    head = (
+        f"LeNet5 on {len(X):,} images ({name}) in batches of {BATCH}, medians of "
+        f"{arguments.repeats} runs in turns, seed {arguments.seed}."
+    )
+    write_results("relative_flatness", payload, to_table(rows, head))
+
+
+if __name__ == "__main__":
+    main()
