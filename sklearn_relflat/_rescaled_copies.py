@@ -110,6 +110,12 @@ def rescaled_copy(
     with torch.no_grad():
         for producer, values in steps:
             _rescale(twin, order, producer, values)
+    for name, parameter in twin.module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(
+                f"Expected finite weights after rescaling, got infinity in {name!r}: "
+                f"the factors overflow. Choose factors closer to one than {factors!r}."
+            )
     change = _change(view, twin, inputs)
     allowed = _TOLERANCES.get(view.dtype, _LOW_PRECISION) if tol is None else tol
     if not change <= allowed:
@@ -238,6 +244,6 @@ def _change(view: TorchModel, other: TorchModel, inputs: Any) -> float:
     if not np.isfinite(scale) or not np.isfinite(change):
         raise ValueError(
             f"Expected finite outputs, got {scale!r} and a change of {change!r}: the "
-            "factors overflow, or the model diverged."
+            "model diverged, or its factors overflow in the forward pass."
         )
     return change / scale if scale else change
