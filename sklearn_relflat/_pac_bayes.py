@@ -222,7 +222,7 @@ class _Noise:
 
     def at_weights(self) -> tuple[float, float]:
         """Mean loss and badness without noise."""
-        loss = self._average("loss", self.space.weights)
+        (loss,) = self._averages("loss", [self.space.weights])
         if not math.isfinite(loss):
             raise ValueError(
                 f"Expected a finite mean loss, got {loss!r}. Check the targets, or "
@@ -230,13 +230,19 @@ class _Noise:
             )
         if self.metric == "loss":
             return loss, loss
-        return loss, self._average(self.metric, self.space.weights)
+        return loss, self._averages(self.metric, [self.space.weights])[0]
 
     def badness(self, sigma: float) -> np.ndarray:
         """Badness under every draw of the noise, (n_draws,)."""
-        return np.array(
-            [self._average(self.metric, self._draw(seed, sigma)) for seed in self.seeds]
-        )
+        # Draws of an output layer are small, and share the pass that finds its
+        # features. Elsewhere one draw at a time is kept in memory.
+        size = len(self.seeds) if self.space.is_output_layer else 1
+        values: list[float] = []
+        for start in range(0, len(self.seeds), size):
+            seeds = self.seeds[start : start + size]
+            points = [self._draw(seed, sigma) for seed in seeds]
+            values += self._averages(self.metric, points)
+        return np.array(values)
 
     def _draw(self, seed: int, sigma: float) -> Point:
         """Perturbed weights. A seed instead of the noise itself saves its memory."""
@@ -246,23 +252,24 @@ class _Noise:
             noise = {name: u * self.axes[name] for name, u in noise.items()}
         return self.space.moved({name: sigma * u for name, u in noise.items()})
 
-    def _average(self, metric: str, point: Point) -> float:
-        """Badness with given weights."""
-        total, count = 0.0, 0.0
+    def _averages(self, metric: str, points: list[Point]) -> list[float]:
+        """Badness at each of some points, from one pass over the data."""
+        totals, count = [0.0] * len(points), 0.0
         with torch.no_grad():
             for batch in self.problem.source:
-                outputs = self.space.outputs(point, batch.inputs)
-                part, part_count = METRICS[metric](self.problem, batch, outputs)
-                total += float(part)
-                count += float(part_count)
+                outputs = self.space.outputs_at(batch)
+                for j, point in enumerate(points):
+                    part, n = METRICS[metric](self.problem, batch, outputs(point))
+                    totals[j] += float(part)
+                count += float(n)
         if metric == "loss":
-            return total / self.problem.denominator(count)
+            return [total / self.problem.denominator(count) for total in totals]
         if not count > 0:
             raise ValueError(
                 "Expected samples with a positive total weight, got 0.0: every sample "
                 "is ignored or has weight zero. Check sample_weight and ignore_index."
             )
-        return total / count
+        return [total / count for total in totals]
 
 
 # ---------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def open_problem(
             make_plan(view, source, layers),
             make_generator(random_state, view.device).initial_seed(),
             kind,
-            y is None or _is_column(y),
+            y is not None and _is_column(y),
         )
 
 

@@ -8,7 +8,7 @@ sums over samples are taken in float64 where the device has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_relflat._autograd_graph import has_undefined_derivative
+from sklearn_relflat._layers import capture
 from sklearn_relflat._linearization import wide
 from sklearn_relflat._models import Batch, TorchModel
 from sklearn_relflat._problem import Problem, risk_of
@@ -82,6 +83,11 @@ class WeightSpace:
             self.weights[names[id(weight)]] = weight.detach()
 
     @property
+    def is_output_layer(self) -> bool:
+        """Whether the raw outputs are linear in these weights."""
+        return list(self.problem.layers) == [self.problem.plan.output_layer]
+
+    @property
     def n_weights(self) -> int:
         """Dimension of the space."""
         return sum(w.numel() for w in self.weights.values())
@@ -89,6 +95,38 @@ class WeightSpace:
     def outputs(self, point: Point, inputs: Any) -> Tensor:
         """Raw outputs of the model with other weights."""
         return torch.func.functional_call(self._forward, point, (inputs,))
+
+    def outputs_at(self, batch: Batch) -> Callable[[Point], Tensor]:
+        """Prepare the raw outputs of one batch as a function of the weights.
+
+        Parameters
+        ----------
+        batch : Batch
+            The samples.
+
+        Returns
+        -------
+        outputs : callable
+            Maps a point to raw outputs. Where the output layer alone is measured, the
+            network runs once, and each call is one product with its features.
+        """
+        if not self.is_output_layer:
+            return lambda point: self.outputs(point, batch.inputs)
+        view, layers = self.problem.view, self.problem.layers
+        (name,) = layers
+        with capture(view, layers, differentiable=False) as seen:
+            shape = view.outputs(batch.inputs).shape
+            call = seen[name][0]
+            phi = call.columns()[:, :, 0]
+            bias = dict(call.module.named_parameters()).get("bias")
+
+        def outputs(point: Point) -> Tensor:
+            """Multiply the features by other weights."""
+            (weight,) = point.values()
+            z = phi @ weight.flatten(1).T
+            return (z if bias is None else z + bias.detach()).reshape(shape)
+
+        return outputs
 
     def moved(self, step: Point) -> Point:
         """Weights plus a step."""

@@ -21,11 +21,14 @@ from sklearn.linear_model import (
 )
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import scale
+from skorch.dataset import Dataset
 
+from sklearn_relflat import list_layers
 from sklearn_relflat._badness import METRICS
 from sklearn_relflat._hessian_measures import hessian_trace
 from sklearn_relflat._pac_bayes import pac_bayes_flatness
 from sklearn_relflat._problem import open_problem
+from sklearn_relflat._weight_space import WeightSpace
 from tests.cases import CASES
 
 BY_ID = {case.id: case for case in CASES}
@@ -117,6 +120,32 @@ def test_network_by_predictions_of_perturbed_copies():
     # Errors of both averages, of 100 and of 300 draws.
     error = np.std(drops) * np.sqrt(1 / 100 + 1 / 300)
     assert abs(np.mean(drops) - 0.1) < 4 * error + 0.002
+
+
+@pytest.mark.parametrize("name", ["relu", "nll", "binary", "conv2d", "batch_norm"])
+def test_output_layer_alone_is_cheaper_and_the_same(name):
+    """Its features are found once for all draws; a list of layers takes all passes."""
+    case = BY_ID[name]
+    net, (X, y) = case.fitted(), case.data()
+    last = list_layers(net)[-1]
+    with open_problem(
+        net, X, y, layer=last, loss=None, sample_weight=None, random_state=0
+    ) as problem:
+        space = WeightSpace(problem)
+        assert space.is_output_layer
+        point = space.moved(space.normal(problem.generator()))
+        for batch in problem.source:
+            torch.testing.assert_close(
+                space.outputs_at(batch)(point), space.outputs(point, batch.inputs)
+            )
+
+
+def test_multilabel_data_set():
+    """Targets that come with the data set, several labels per sample."""
+    case = BY_ID["multilabel"]
+    net, (X, y) = case.fitted(), case.data()
+    expected = accuracy(net, X, y)
+    assert accuracy(net, Dataset(X, y), None) == pytest.approx(expected)
 
 
 def test_reproducible(logistic, cancer):
