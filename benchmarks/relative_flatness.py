@@ -6,11 +6,14 @@ definition computed the published way, and peak memory against the number of sam
 """
 
 import argparse
-import gc
 import json
+import os
+import re
+import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from _data import add_data_option, load_images
@@ -122,14 +125,15 @@ def published_kappa(
     weight = weight.detach().clone().requires_grad_()
     risk = nn.functional.cross_entropy(head(phi @ weight.T), y)
     (gradient,) = torch.autograd.grad(risk, weight, create_graph=True)
-    rows = [
-        torch.autograd.grad(gradient, weight, unit.view_as(weight), retain_graph=True)
-        for unit in torch.eye(weight.numel(), dtype=weight.dtype)
-    ]
     d, m = weight.shape
-    hessian = torch.stack([row for (row,) in rows]).reshape(d, m, d, m)
+    hessian = torch.empty(d, m, d, m, dtype=weight.dtype)
+    for i in range(d):
+        for j in range(m):
+            (hessian[i, j],) = torch.autograd.grad(
+                gradient[i, j], weight, retain_graph=True
+            )
     traces = torch.einsum("stut->su", hessian)
-    return float((traces * (weight @ weight.T)).sum())
+    return float((traces * (weight @ weight.T).detach()).sum())
 
 
 def definition_row(seed: int) -> dict:
@@ -166,36 +170,37 @@ def peak_memory(n: int) -> int:
         check=True,
         capture_output=True,
         text=True,
+        # Freed blocks go back to the system at once: glibc otherwise raises the threshold
+        # by itself, and its cache is measured instead.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
     ).stdout
     return int(json.loads(output)["peak"])
 
 
-def print_peak(n: int, seed: int) -> None:
-    """Measure n samples and print the growth of the peak resident memory."""
-    import resource
+def memory(kind: str) -> int:
+    """Resident memory of this process, VmRSS (now) or VmHWM (peak), in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{kind}:\s+(\d+) kB", status)[1]) * 1024
 
-    torch.manual_seed(seed)
+
+def print_peak(n: int, seed: int) -> None:
+    """Measure n samples and print the peak above what torch itself and X, y take."""
     torch.set_num_threads(1)
-    module = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    before = memory("VmRSS")
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
     net = NeuralNetClassifier(
-        module, criterion=nn.CrossEntropyLoss, batch_size=500
+        module, criterion=nn.CrossEntropyLoss, batch_size=2000
     ).initialize()
     X, y = torch.randn(n, 64), torch.randint(0, 10, (n,))
-    # The first call loads what torch loads lazily; it is not part of the measurement.
-    layerwise_relative_flatness(net, X[:BATCH], y[:BATCH])
-    gc.collect()
-
-    def resident() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    inputs = X.nbytes + y.nbytes
     layerwise_relative_flatness(net, X, y)
-    print(json.dumps({"peak": resident() - inputs}))
+    print(json.dumps({"peak": memory("VmHWM") - before - X.nbytes - y.nbytes}))
 
 
 def memory_row() -> dict:
     """Peak memory at 200,000 samples against 20,000, without the inputs."""
-    small, large = peak_memory(20_000), peak_memory(200_000)
+    runs = [(peak_memory(20_000), peak_memory(200_000)) for _ in range(3)]
+    small, large = (statistics.median(column) for column in zip(*runs, strict=True))
     return {
         "what": "peak memory at n = 200,000 (bytes, inputs not counted)",
         "against": "n = 20,000",

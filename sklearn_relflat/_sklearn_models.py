@@ -31,7 +31,9 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from sklearn_relflat._logistic import RelativeFlatnessLogisticRegression
 from sklearn_relflat._losses import LOSSES, Loss
+from sklearn_relflat._ridge import RelativeFlatnessRidge
 from sklearn_relflat._sklearn_data import (
     Encoder,
     IndicatorTargets,
@@ -245,7 +247,8 @@ def _logistic_regression(estimator: Any) -> TorchModel:
             "loss, got multi_class='multinomial', whose softmax over -f and f has "
             "no row per class. Fit with the default multi_class."
         )
-    one_versus_rest = multi_class == "ovr" or estimator.solver == "liblinear"
+    solver = getattr(estimator, "solver", None)
+    one_versus_rest = multi_class == "ovr" or solver == "liblinear"
     name = "binary_cross_entropy" if binary or one_versus_rest else "cross_entropy"
     return _linear_classifier(estimator, LOSSES[name])
 
@@ -332,9 +335,11 @@ ADAPTERS: list[tuple[type, Callable[[Any], TorchModel]]] = [
     (LinearRegression, _linear_regression),
     (Ridge, _linear_regression),
     (RidgeCV, _linear_regression),
+    (RelativeFlatnessRidge, _linear_regression),
     (RidgeClassifier, _ridge_classifier),
     (RidgeClassifierCV, _ridge_classifier),
     (LogisticRegression, _logistic_regression),
+    (RelativeFlatnessLogisticRegression, _logistic_regression),
     (SGDClassifier, _sgd_classifier),
     (SGDRegressor, _sgd_regressor),
     (MLPClassifier, _mlp_classifier),

@@ -16,6 +16,11 @@ ROOT = REPOSITORY / PACKAGE
 # curvature, measures, what stands on measures, shells around them. The package itself
 # comes late: what is above it must not import the public names.
 ORDER = [
+    "_linear_checks",
+    "_ridge_solvers",
+    "_ridge",
+    "_logistic_objective",
+    "_logistic",
     "_loss_base",
     "_cross_entropy",
     "_pointwise_losses",
@@ -66,11 +71,6 @@ ORDER = [
     "_tables",
     "_compare",
     "_reparameterize",
-    "_linear_checks",
-    "_ridge_solvers",
-    "_ridge",
-    "_logistic_objective",
-    "_logistic",
     "_scorers",
     "_flattest_within",
     "_displays",
