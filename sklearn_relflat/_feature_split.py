@@ -110,7 +110,7 @@ class FeatureSplit(
         Class labels; classifiers only.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_columns,)
         Names of the columns of X, where these are strings.
 
     See Also
@@ -244,8 +244,8 @@ class FeatureSplit(
         if is_classifier(self):
             known = self._data.classes
             self.classes_ = self.estimator_.classes_ if known is None else known
-            kind = None if y is None else type_of_target(y)
-            self._multilabel = kind == "multilabel-indicator"
+            kind = "unknown" if y is None else type_of_target(y)
+            self._multilabel = kind.startswith("multilabel")
 
     # -----------------------------------------------------------------------
     # The layer

@@ -231,8 +231,8 @@ class MeasureScorer(_BaseScorer):
     measure_kwargs : dict, default=None
         Options of the measure.
     name : str, default=None
-        Name of the score; None is that of the measure, with "neg_" in front if it
-        changes its sign.
+        Name of the score; None is that of the measure, with ``neg_`` in front if its
+        sign is changed.
 
     See Also
     --------

@@ -579,6 +579,25 @@ def test_penalised_modules(module, data):
     assert not hasattr(fitted, "output_call_")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
+def test_penalised_compiled_module():
+    plain, compiled = (
+        net(
+            FlatClassifier,
+            flatness_weight=0.2,
+            callbacks=[("rec", RelativeFlatnessRecorder())],
+            **options,
+        ).fit(X, y)
+        for options in ({}, {"compile": True, "compile__backend": "eager"})
+    )
+    np.testing.assert_allclose(
+        compiled.history[:, "train_loss"], plain.history[:, "train_loss"], rtol=1e-6
+    )
+    assert compiled.training_flatness_.value == pytest.approx(
+        plain.training_flatness_.value, rel=1e-5
+    )
+
+
 @pytest.mark.filterwarnings("ignore:.*Lazy modules are a new feature:UserWarning")
 def test_penalised_lazy_module():
     fitted = net(FlatClassifier, Lazy, flatness_weight=0.2).fit(X, y)

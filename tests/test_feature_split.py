@@ -12,7 +12,7 @@ import torch
 from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.datasets import load_iris
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
@@ -651,6 +651,15 @@ def test_metadata_reach_the_model():
     expected = LogisticRegression().fit(X, LABELS, sample_weight=weight)
     np.testing.assert_array_equal(split.weight_, expected.coef_)
     assert score == expected.score(X, LABELS, sample_weight=weight)
+
+
+def test_metadata_that_nobody_asked_for():
+    split = FeatureSplit(LogisticRegression())
+    with (
+        config_context(enable_metadata_routing=True),
+        pytest.raises(UnsetMetadataPassedError, match="sample_weight"),
+    ):
+        split.fit(X, LABELS, sample_weight=np.ones(40))
 
 
 def test_refit_with_another_layer():
