@@ -340,6 +340,19 @@ def test_logistic_regression_cv():
         assert np.ravel(path.fit(X, y).C_)[0] == 0.01
 
 
+def test_the_path_of_an_optimisation():
+    """scikit-learn's monitor, which is experimental, takes scorers in a dict only."""
+    monitors = pytest.importorskip("sklearn.callback")
+    scorer = RelativeFlatnessScorer()
+    monitor = monitors.ScoringMonitor(scoring={"flat": scorer})
+    fitted = model().set_callbacks(monitor).fit(X, y)
+    path = monitor.get_logs().data_as_pandas["flat"].to_numpy()
+    assert len(path) > 3
+    assert path[-1] == pytest.approx(scorer(fitted, X, y), rel=1e-12)
+    with pytest.raises(TypeError, match="not iterable"):
+        model().set_callbacks(monitors.ScoringMonitor(scoring=scorer)).fit(X, y)
+
+
 def test_nested_search():
     search = GridSearchCV(model(), GRID, scoring=RelativeFlatnessScorer(), cv=2)
     outer = cross_val_score(search, X, y, scoring=RelativeFlatnessScorer(), cv=2)
