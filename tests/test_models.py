@@ -290,7 +290,9 @@ def test_precomputed_kernel():
     np.testing.assert_allclose(outputs[:, 0], model.predict(rbf_kernel(X[:9], X)))
 
 
-@pytest.mark.parametrize("as_input", [torch.tensor, np.ndarray.tolist], ids=["tensor", "list"])
+@pytest.mark.parametrize(
+    "as_input", [torch.tensor, np.ndarray.tolist], ids=["tensor", "list"]
+)
 def test_other_containers_for_scikit_learn_models(as_input):
     model = LogisticRegression().fit(X, INDEX)
     outputs, batches = run(as_torch_model(model), as_input(X), as_input(INDEX))
