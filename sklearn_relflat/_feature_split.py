@@ -36,7 +36,7 @@ from sklearn_relflat._estimator_data import (
 )
 from sklearn_relflat._flatness_result import RelativeFlatness
 from sklearn_relflat._layers import find_layer
-from sklearn_relflat._models import TorchModel, _view
+from sklearn_relflat._models import TorchModel, model_view
 from sklearn_relflat._relative_flatness import relative_flatness
 from sklearn_relflat._split_model import (
     SplitModel,
@@ -258,7 +258,7 @@ class FeatureSplit(
     def _view(self) -> TorchModel:
         """Return the view of the model with the model's own default layer."""
         # The loss is left to those who need one: features exist without it.
-        return _view(self.estimator_).with_prepare(self._prepared)
+        return model_view(self.estimator_).with_prepare(self._prepared)
 
     def _prepared(self, X: Any, y: Any) -> tuple[Any, Any]:
         """Return data of this estimator as the model takes them."""

@@ -60,7 +60,7 @@ def as_torch_model(
     >>> np.allclose(view.outputs(batch.inputs).ravel(), model.decision_function(X))
     True
     """
-    view = _view(estimator)
+    view = model_view(estimator)
     if loss is not None:
         view = view.with_loss(resolve_loss(loss, None))
     # Asking for the loss now raises here rather than in the middle of a measurement.
@@ -68,7 +68,7 @@ def as_torch_model(
     return view
 
 
-def _view(estimator: Any) -> TorchModel:
+def model_view(estimator: Any) -> TorchModel:
     """Return the view of an estimator with its training loss."""
     if isinstance(estimator, type):
         raise TypeError(
@@ -116,7 +116,7 @@ def _pipeline_view(pipeline: Pipeline) -> TorchModel:
             f"Expected a model as the last step of the Pipeline, got {final!r}. "
             "Measure a pipeline that ends in a classifier or regressor."
         )
-    view = _view(final)
+    view = model_view(final)
     if len(pipeline.steps) == 1:
         return view
     return view.with_prepare(lambda X, y: (pipeline[:-1].transform(X), y))
@@ -137,7 +137,7 @@ def _is_search(estimator: Any) -> bool:
 def _search_view(search: Any) -> TorchModel:
     """Return the view of the best estimator of a search."""
     if hasattr(search, "best_estimator_"):
-        return _view(search.best_estimator_)
+        return model_view(search.best_estimator_)
     name = type(search).__name__
     if hasattr(search, "cv_results_"):
         raise ValueError(
@@ -152,7 +152,7 @@ _WRAPPERS: list[tuple[Callable[[Any], bool], Callable[[Any], TorchModel]]] = [
     (lambda estimator: isinstance(estimator, Pipeline), _pipeline_view),
     (
         lambda estimator: isinstance(estimator, FrozenEstimator),
-        lambda frozen: _view(frozen.estimator),
+        lambda frozen: model_view(frozen.estimator),
     ),
     (_is_search, _search_view),
 ]

@@ -86,9 +86,9 @@ def _aligned_targets(X: Any, y: Any) -> Any:
     data = sys.modules.get("torch.utils.data")
     if data is None or not isinstance(X, data.Dataset):
         return y
-    from sklearn_relflat._skorch_data import _has_targets
+    from sklearn_relflat._skorch_data import has_targets
 
-    return None if _has_targets(X) else y
+    return None if has_targets(X) else y
 
 
 class RelativeFlatnessScorer(_BaseScorer):

@@ -167,7 +167,7 @@ class _WithTargets(Dataset):
         return unpack_data(self.dataset[index])[0], self.targets[index]
 
 
-def _has_targets(dataset: Any) -> bool:
+def has_targets(dataset: Any) -> bool:
     """Tell whether a data set carries targets."""
     if isinstance(dataset, _WithTargets):
         return True
@@ -175,7 +175,7 @@ def _has_targets(dataset: Any) -> bool:
         # Without y, skorch's data set fills in a placeholder.
         return dataset.y is not None
     inner = getattr(dataset, "dataset", None)
-    return not isinstance(inner, Dataset) or _has_targets(inner)
+    return not isinstance(inner, Dataset) or has_targets(inner)
 
 
 class LoadedBatches(BatchSource):
@@ -213,7 +213,7 @@ class LoadedBatches(BatchSource):
         self._dataset = dataset
         self._sample_weight = sample_weight
         self._floating = floating
-        self._has_targets = _has_targets(dataset)
+        self._has_targets = has_targets(dataset)
         iterator = self._iterator()
         counted = hasattr(iterator, "__len__")
         self._length = len(iterator) if counted else sum(1 for _ in iterator)
