@@ -318,7 +318,7 @@ def feature_robustness(
         estimator,
         X,
         y,
-        layer=_check_layer(layer),
+        layer=_one_layer(layer),
         loss=loss,
         sample_weight=sample_weight,
     ) as problem:
@@ -380,14 +380,14 @@ def _check_deltas(deltas: Any) -> np.ndarray:
     return sizes
 
 
-def _check_layer(layer: Any) -> str | None:
-    """One layer by name, or None for the output layer."""
+def _one_layer(layer: Any) -> list[str] | None:
+    """One name in a list, so that "all" is nothing but a name, or None."""
     if layer is not None and not isinstance(layer, str):
         raise TypeError(
             f"Expected layer to be the name of one layer or None, got {layer!r}. Call "
             "feature_robustness once for each layer."
         )
-    return layer
+    return None if layer is None else [layer]
 
 
 def _function(labels: Any, y: Any, problem: Problem) -> PerturbedLabels:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -130,12 +130,8 @@ class Head(ABC):
     @cached_property
     def _slope(self) -> tuple[Tensor, Tensor]:
         """Leaf of a graph, and the gradient of the risk in it."""
-        with torch.enable_grad():
-            leaf = self._point.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(
-                self._risk(leaf), leaf, create_graph=True, materialize_grads=True
-            )
-        return leaf, slope
+        leaf = self._point.detach().requires_grad_()
+        return leaf, _gradient(lambda: self._risk(leaf), leaf, create_graph=True)
 
     def taylor(self, direction: Tensor) -> Tensor:
         """Taylor coefficients of the weighted sum of losses in delta.
@@ -149,11 +145,6 @@ class Head(ABC):
         -------
         coefficients : Tensor of shape (2,)
             Of delta and of delta^2, in the dtype for sums.
-
-        Raises
-        ------
-        ValueError
-            If torch has no second derivative for an operation of the model.
         """
         leaf, slope = self._slope
         with torch.enable_grad():
@@ -161,16 +152,7 @@ class Head(ABC):
         # A slope that is constant carries no graph.
         if not first.requires_grad:
             return torch.stack([first, torch.zeros_like(first)])
-        try:
-            (product,) = torch.autograd.grad(
-                first, leaf, retain_graph=True, materialize_grads=True
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                "The second derivative of the model behind the layer is needed, and "
-                f"torch could not form it: {error}. Replace the operation, or choose "
-                "a layer behind it."
-            ) from error
+        product = _gradient(lambda: first, leaf)
         second = (wide(product) * wide(direction)).sum() / 2
         return torch.stack([first.detach(), second])
 
@@ -341,3 +323,25 @@ def make_head(problem: Problem, batch: Batch) -> Head:
     (name,) = problem.layers
     is_last = problem.plan.output_layer == name
     return (OutputHead if is_last else NetworkHead)(problem, batch)
+
+
+def _gradient(
+    value: Callable[[], Tensor], leaf: Tensor, *, create_graph: bool = False
+) -> Tensor:
+    """Gradient of a value in a leaf of its graph, which is kept."""
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(
+                value(),
+                leaf,
+                retain_graph=True,
+                create_graph=create_graph,
+                materialize_grads=True,
+            )
+    except RuntimeError as error:
+        raise ValueError(
+            "The second derivative of the model behind the layer is needed, and torch "
+            f"could not form it: {error}. Replace the operation, or choose a layer "
+            "behind it."
+        ) from error
+    return gradient

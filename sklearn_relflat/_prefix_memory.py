@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,6 +18,38 @@ class _Call:
     start: int
     end: int | None = None
     output: Tensor | None = None
+
+
+@dataclass
+class _Answer:
+    """A forward method that returns a known output.
+
+    It hands out copies in the first pass. Those that nothing wrote to were not needed,
+    and from then on the output itself is returned.
+    """
+
+    output: Tensor
+    copies: list[Tensor] = field(default_factory=list)
+    shared: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output or a copy."""
+        if self.shared:
+            return self.output
+        self.copies.append(self.output.clone())
+        return self.copies[-1]
+
+    def learn(self) -> None:
+        """Look at what a pass did with the copies."""
+        if self.output._version > 0:
+            raise ValueError(
+                "Expected a model that works in place on the same tensors in every "
+                "forward pass, got one that does so depending on the numbers. Replace "
+                "the operation in place behind the layer."
+            )
+        if not self.shared:
+            self.shared = all(copy._version == 0 for copy in self.copies)
+        self.copies.clear()
 
 
 @dataclass
@@ -43,18 +75,18 @@ class _Log:
             calls[0].end = next(self.clock)
             calls[0].output = output.detach().clone()
 
-    def outermost(self) -> dict[nn.Module, Tensor]:
+    def outermost(self) -> dict[nn.Module, _Answer]:
         """Return outputs of modules that were called once, before the layer."""
         if self.first is None:
             return {}
-        found = {}
+        found: dict[nn.Module, _Answer] = {}
         covered = -1
         single = [(m, calls[0]) for m, calls in self.calls.items() if len(calls) == 1]
         for module, call in sorted(single, key=lambda pair: pair[1].start):
             # What was called inside of a remembered module is not called again.
             if call.output is None or call.end is None or call.start < covered:
                 continue
-            found[module] = call.output
+            found[module] = _Answer(call.output)
             covered = call.end
         return found
 
@@ -63,8 +95,8 @@ class PrefixMemory:
     """Outputs of the modules that end before a layer is called for the first time.
 
     A forward pass that differs from a recorded one in this layer alone computes the
-    same in these modules. While the memory is in force they return copies of what they
-    returned before, and only functions that are no modules are evaluated again.
+    same in these modules. While the memory is in force they return what they returned
+    before, and only functions that are no modules are evaluated again.
 
     Parameters
     ----------
@@ -95,7 +127,7 @@ class PrefixMemory:
     def __init__(self, module: nn.Module, targets: Collection[nn.Module]) -> None:
         self._module = module
         self._targets = targets
-        self._outputs: dict[nn.Module, Tensor] = {}
+        self._answers: dict[nn.Module, _Answer] = {}
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -115,11 +147,11 @@ class PrefixMemory:
                 leave = module.register_forward_hook(log.leave)
                 stack.callback(leave.remove)
             yield
-        self._outputs = log.outermost()
+        self._answers = log.outermost()
 
     def forget(self) -> None:
         """Forget what was recorded."""
-        self._outputs = {}
+        self._answers = {}
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -131,22 +163,14 @@ class PrefixMemory:
             While the memory is in force.
         """
         with ExitStack() as stack:
-            for module, output in self._outputs.items():
+            for module, answer in self._answers.items():
                 # The instance's own dict: no parameter or submodule is touched.
                 attributes = vars(module)
                 stack.callback(_restore, attributes, attributes.get("forward"))
-                attributes["forward"] = _answer(output)
+                attributes["forward"] = answer
             yield
-
-
-def _answer(output: Tensor) -> Callable[..., Tensor]:
-    """Return a forward method that copies a known output."""
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        """Return a copy: what follows may work in place."""
-        return output.clone()
-
-    return forward
+            for answer in self._answers.values():
+                answer.learn()
 
 
 def _restore(attributes: dict[str, Any], forward: Any) -> None:

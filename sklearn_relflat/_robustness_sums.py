@@ -167,7 +167,7 @@ def _check_finite(values: np.ndarray, deltas: np.ndarray) -> None:
     if len(bad):
         i, j = bad[0]
         raise ValueError(
-            f"Expected a finite loss of perturbed features, got {values[i, j]!r} for "
+            f"Expected a finite loss of perturbed features, got {values[i, j]} for "
             f"delta={deltas[i]:.6g} and matrix {j}. Use smaller deltas."
         )
 
