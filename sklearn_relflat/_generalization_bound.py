@@ -36,10 +36,10 @@ def generalization_bound(
     n_splits: int = 10,
     test_size: float = 0.2,
     n_draws: int = 8,
-    refit: str = "head",
+    refit: str = "estimator",
     random_state: Seed = None,
 ) -> Bunch:
-    r"""Estimate the generalization gap by representativeness plus flatness.
+    """Estimate the generalization gap by representativeness plus flatness.
 
     The gap is exactly representativeness plus feature robustness (equation 5 of [1]_),
     and delta^2/(2m) kappa bounds the robustness at a minimum, to second order in delta
@@ -73,11 +73,12 @@ def generalization_bound(
         Share of the samples, or their number, that each split holds out.
     n_draws : int, default=8
         Draws from each local density, see `KDERepresentativeness`.
-    refit : {"head", "estimator"}, default="head"
-        What is fitted to the training part of each split: the output layer, on the
-        features of the given model, or a clone of the whole estimator. With "head" the
-        features have seen the held-out samples, so that the errors and the
-        cross-validated gap are too small for a network that learned them.
+    refit : {"estimator", "head"}, default="estimator"
+        What is fitted to the training part of each split: a clone of the estimator, or
+        the output layer alone, on the features of the given model. "head" is cheap
+        and right for features that were not learned from X. A network's have seen the
+        held-out samples: representativeness and cross-validated gap come out much too
+        small.
     random_state : int, RandomState instance or None, default=None
         Seed of the splits and draws.
 
@@ -100,13 +101,14 @@ def generalization_bound(
             delta^2/(2m) kappa.
         feature_robustness * : float
             What the flatness term stands for, measured on X, y: smoothed risk minus
-            risk of the given model. Below it by the factor E[r^2] / delta^2 < 1 of the
-            kernel and by higher orders in delta.
+            risk of the given model. To second order in delta, E[r^2] / delta^2 < 1
+            times the flatness term, with r the radius of the kernel.
         delta * : float
             The radius.
         best_delta : float
-            The delta with the smallest bound. The minimum over a grid is lower than
-            what fresh splits would give: report it for a delta chosen beforehand.
+            The delta with the smallest bound: where the flatness term exceeds the
+            robustness of the refitted models by least. The minimum over a grid is lower
+            than fresh splits would give, so choose delta beforehand to report a number.
         kappa : float
             Relative flatness on X, y.
         n_features : int
@@ -154,9 +156,10 @@ def generalization_bound(
     >>> model = LinearRegression().fit(X, y)
     >>> grid = [1e-6, 0.1, 0.2]
     >>> result = generalization_bound(model, X, y, delta=grid, random_state=0)
-    >>> abs(result.representativeness[0] / result.cross_validated_gap - 1) < 1e-6
+    >>> ratio = result.representativeness[0] / result.cross_validated_gap
+    >>> abs(float(ratio) - 1) < 1e-6
     True
-    >>> round(result.flatness_term[2] / result.flatness_term[1], 9)
+    >>> round(float(result.flatness_term[2] / result.flatness_term[1]), 9)
     4.0
     """
     deltas = _checked_deltas(delta)
@@ -177,7 +180,6 @@ def generalization_bound(
     model = FeatureSplit(
         estimator if frozen else FrozenEstimator(estimator), layer=layer
     ).fit(X, y)
-    flatness = relative_flatness(model, X, y, random_state=rng)
     risk, result = split_errors(
         model,
         FeatureSplit(estimator, layer=layer),
@@ -189,6 +191,8 @@ def generalization_bound(
         test_size=test_size,
         rng=rng,
     )
+    # After the splits, which are then those of KDERepresentativeness with this seed.
+    flatness = relative_flatness(model, X, y, random_state=rng)
     n, m = len(risk), flatness.n_features
     # The risks here are means, whatever the reduction of the criterion.
     kappa = flatness.value / (n if risk.view.loss.reduction == "sum" else 1)

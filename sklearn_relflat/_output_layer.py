@@ -119,7 +119,7 @@ class OutputData:
 
 
 def implied_penalty(layer: OutputLayer, data: OutputData) -> float:
-    r"""Coefficient c of the ridge penalty c ||w||^2 that a trained layer implies.
+    """Coefficient c of the ridge penalty c ||w||^2 that a trained layer implies.
 
     First the c >= 0 for which the gradient of ``E_emp + c ||w||^2`` in w is smallest.
     Where the layer minimises such an objective, this is its penalty: 1 / (2 C n) for

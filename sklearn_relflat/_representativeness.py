@@ -69,6 +69,8 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
           minimised from scratch, with the ridge penalty that the trained layer
           implies: that of training, if it converged to a minimum; else one under which
           a refit to the whole sample does not have a larger norm.
+          Features that were learned from X have seen the held-out samples, and the
+          errors of a network come out much too small.
         - "estimator": a clone of the whole estimator.
         - None: nothing. Right only for a frozen model that has not seen X: a model
           that has will look as if its sample were representative.
@@ -92,7 +94,7 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
     split_gaps_ : ndarray of shape (n_splits,)
         Held-out risk minus training risk of the same refitted models, the ordinary
         cross-validated gap. Only with an estimator, like all that follow but the last
-        three.
+        four.
     monte_carlo_stderr_ : float
         Standard error of `representativeness_` that the draws cause.
     empirical_risk_ : float
@@ -109,7 +111,7 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
         Kernel density of the features of the whole sample.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the columns of X, where these are strings.
 
     See Also
@@ -152,7 +154,7 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
     >>> X, y = load_diabetes(return_X_y=True)
     >>> measure = KDERepresentativeness(LinearRegression(), delta=0.5, random_state=0)
     >>> measure = measure.fit(X, y)
-    >>> measure.representativeness_ < measure.split_gaps_.mean()
+    >>> bool(measure.representativeness_ < measure.split_gaps_.mean())
     True
     >>> robustness = measure.smoothed_risk_ - measure.empirical_risk_
     >>> kappa = float(relative_flatness(measure.estimator_, X, y))

@@ -27,7 +27,7 @@ def own_random_state(random_state: Seed) -> np.random.RandomState:
 
 
 def random_splits(
-    labels: np.ndarray, n_splits: int, test_size: float, rng: np.random.RandomState
+    labels: np.ndarray, n_splits: int, test_size: Any, rng: np.random.RandomState
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield random training and held-out parts, the classes in equal shares.
 
