@@ -1,0 +1,1 @@
+"""The demo, which ``python -m sklearn_relflat`` runs."""

@@ -1,0 +1,123 @@
+"""Which candidates the demo compares, and with what statistics."""
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from sklearn_relflat._demo.experiment import Demo
+
+N_RESAMPLES = 2000
+
+
+def accurate_candidates(demo: Demo) -> list[int]:
+    """Return the candidates within the tolerance of the best accuracy."""
+    accuracy = np.array([c.cv_accuracy for c in demo.candidates])
+    return np.flatnonzero(accuracy >= accuracy.max() - demo.config.tol - 1e-12).tolist()
+
+
+def roles(demo: Demo) -> dict[str, tuple[int, str]]:
+    """Candidates that are compared, by letter: the index and what it stands for."""
+    candidates = demo.candidates
+    everything = list(range(len(candidates)))
+    accurate = accurate_candidates(demo)
+
+    def by_accuracy(i: int) -> float:
+        return candidates[i].cv_accuracy
+
+    def by_kappa(i: int) -> float:
+        return candidates[i].cv_flatness
+
+    chosen = f"flattest of the {len(accurate)} accurate ones, chosen by FlattestWithin"
+    return {
+        "A": (demo.chosen, chosen),
+        "B": (max(everything, key=by_accuracy), "most accurate"),
+        "C": (max(accurate, key=by_kappa), "sharpest of the accurate ones"),
+        "D": (max(everything, key=by_kappa), "sharpest of all"),
+    }
+
+
+def letters(demo: Demo) -> dict[int, str]:
+    """Letters of the candidates that have a role, by index."""
+    found: dict[int, str] = {}
+    for letter, (index, _) in roles(demo).items():
+        found[index] = found.get(index, "") + letter
+    return found
+
+
+def spearman(x: Any, y: Any, seed: int = 0) -> tuple[float, float, float]:
+    """Spearman's rank correlation with a bootstrap interval of 95 %.
+
+    Parameters
+    ----------
+    x, y : array-like of shape (n,)
+        Pairs of values.
+    seed : int, default=0
+        Seed of the bootstrap over the pairs.
+
+    Returns
+    -------
+    rho, low, high : float
+        The correlation and the percentiles 2.5 and 97.5 of its resamples.
+
+    Examples
+    --------
+    >>> spearman([1, 2, 3, 4], [1, 10, 100, 1000])
+    (1.0, 1.0, 1.0)
+    """
+    pairs = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
+    n = pairs.shape[1]
+    drawn = np.random.default_rng(seed).integers(n, size=(N_RESAMPLES, n))
+    ranks = rankdata(pairs[:, np.vstack([np.arange(n), drawn])], axis=-1)
+    centred = ranks - ranks.mean(axis=-1, keepdims=True)
+    covariance = (centred[0] * centred[1]).sum(axis=-1)
+    scale = np.sqrt((centred**2).sum(axis=-1).prod(axis=0))
+    # A resample of one pair alone has no correlation.
+    rho = covariance[scale > 0] / scale[scale > 0]
+    low, high = np.quantile(rho[1:], [0.025, 0.975])
+    return float(rho[0]), float(low), float(high)
+
+
+def paired_difference(x: Any, y: Any) -> tuple[float, float]:
+    """Mean of x - y and its standard error, for two values per sample.
+
+    Parameters
+    ----------
+    x, y : array-like of shape (n,)
+        Values of the same samples.
+
+    Returns
+    -------
+    mean, error : float
+        The mean difference and its standard error.
+
+    Examples
+    --------
+    >>> mean, error = paired_difference([1, 3, 2, 4], [0, 1, 1, 2])
+    >>> mean, round(3 * error**2, 6)
+    (1.5, 0.25)
+    """
+    difference = np.asarray(x, dtype=float) - np.asarray(y, dtype=float)
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    return float(difference.mean()), float(error)
+
+
+def clear_sign(mean: float, error: float) -> int:
+    """Sign of a difference, or 0 if it is within two standard errors of zero.
+
+    Parameters
+    ----------
+    mean, error : float
+        The difference and its standard error.
+
+    Returns
+    -------
+    sign : {-1, 0, 1}
+        The sign.
+
+    Examples
+    --------
+    >>> clear_sign(-0.5, 0.1), clear_sign(0.5, 0.3)
+    (-1, 0)
+    """
+    return 0 if abs(mean) <= 2 * error else int(np.sign(mean))

@@ -1,0 +1,142 @@
+"""The demo's figure: flatness against the gap between new and training loss."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sklearn_relflat._demo.comparison import accurate_candidates, letters, roles
+from sklearn_relflat._demo.experiment import Demo, Scores
+
+BLUE, ORANGE = "tab:blue", "tab:orange"
+# In points, so that the letters of neighbouring candidates do not meet.
+OFFSETS = {"A": (-8, -4), "B": (-4, -16), "C": (8, -4), "D": (8, -4)}
+GAP = "gap: loss on new data minus training loss"
+KAPPA = (
+    r"flatter  $\leftarrow$  $\kappa$ on the training samples  $\rightarrow$  sharper"
+)
+
+
+def draw(demo: Demo, path: Path) -> None:
+    """Save a figure of the results.
+
+    Parameters
+    ----------
+    demo : Demo
+        The results.
+    path : Path
+        File to write; its ending chooses the format.
+    """
+    # No pyplot: neither a display nor the state of a session is touched.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_candidates(left, demo)
+    _draw_path(right, demo)
+    n_train = demo.config.n_train
+    figure.suptitle(
+        "Relative flatness and what is lost on new data: handwritten digits, "
+        f"{n_train} samples to train on, {demo.n_held_out:,} new ones"
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _draw_candidates(ax: Any, demo: Demo) -> None:
+    """Draw a point per candidate."""
+    loss, tol = demo.config.training_loss, demo.config.tol
+    arrived = {i for i, c in enumerate(demo.candidates) if c.reached(loss)}
+    accurate = set(accurate_candidates(demo))
+    best = max(c.cv_accuracy for c in demo.candidates)
+    _scatter(
+        ax, demo, arrived & accurate, BLUE, f"accuracy within {tol:g} of {best:.3f}"
+    )
+    _scatter(ax, demo, arrived - accurate, "white", "less accurate")
+    for index, letter in letters(demo).items():
+        if index in arrived:
+            scores = demo.candidates[index].scores
+            ax.annotate(
+                letter,
+                (scores.flatness.value, scores.gap),
+                xytext=OFFSETS[letter[0]],
+                textcoords="offset points",
+                horizontalalignment="right" if letter[0] == "A" else "left",
+                weight="bold",
+            )
+    for letter, (_, role) in roles(demo).items():
+        ax.plot([], [], "k", linestyle="", marker=f"${letter}$", label=role)
+    _label(ax, f"{len(arrived)} nets that all end at a training loss of {loss:g}")
+    ax.legend(
+        loc="upper left",
+        fontsize="small",
+        title="by the cross-validation of the search:",
+        title_fontsize="small",
+        alignment="left",
+    )
+    # Room for the legend above the points, and for a letter below them.
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.05 * (high - low), high + 0.5 * (high - low))
+
+
+def _scatter(ax: Any, demo: Demo, indices: set[int], color: str, label: str) -> None:
+    """Draw a group of candidates."""
+    scores = [demo.candidates[i].scores for i in sorted(indices)]
+    ax.scatter(
+        [s.flatness.value for s in scores],
+        [s.gap for s in scores],
+        s=50,
+        facecolor=color,
+        edgecolor=BLUE,
+        label=label,
+    )
+
+
+def _draw_path(ax: Any, demo: Demo) -> None:
+    """Draw the logistic regressions, for two losses in the definition of kappa."""
+    Cs, scores = list(demo.path), list(demo.path.values())
+    gaps = [s.gap for s in scores]
+    # Labels beside the points, away from the other curve.
+    curves: list[tuple[str, str, tuple[int, int], Callable[[Scores], float]]] = [
+        ("squared error", BLUE, (9, -6), lambda s: s.flatness.value),
+        (
+            "cross-entropy",
+            ORANGE,
+            (-9, -6),
+            lambda s: s.flatness_of_training_loss.value,
+        ),
+    ]
+    for loss, color, offset, kappa in curves:
+        x = [kappa(s) for s in scores]
+        ax.plot(x, gaps, "o-", color=color, label=f"$\\kappa$ for the {loss}")
+        for C, point in zip(Cs, zip(x, gaps, strict=True), strict=True):
+            ax.annotate(
+                f"C = {C:g}",
+                point,
+                xytext=offset,
+                textcoords="offset points",
+                horizontalalignment="left" if offset[0] > 0 else "right",
+                fontsize="small",
+                color=color,
+            )
+    most, least = scores[0].training_loss, scores[-1].training_loss
+    _label(
+        ax,
+        "logistic regressions that end at different training losses:\n"
+        f"{most:.2g} (C = {Cs[0]:g}) to {least:.1g} (C = {Cs[-1]:g})",
+    )
+    ax.margins(x=0.2, y=0.1)
+    ax.legend(loc="upper center", fontsize="small")
+
+
+def _label(ax: Any, title: str) -> None:
+    """Set the title and the axes, which mean the same in both panels."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel(KAPPA)
+    ax.set_ylabel(GAP)
+    ax.set_title(title, fontsize="medium")
+    ax.grid(alpha=0.3)

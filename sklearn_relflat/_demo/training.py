@@ -1,0 +1,209 @@
+"""The demo's net, which ends at a given training loss, and its progress bar."""
+
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
+from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from tqdm import tqdm
+
+from sklearn_relflat.callbacks import Seeded
+
+N_BISECTIONS = 12
+
+
+class SeededClassifier(Seeded, NeuralNetClassifier):
+    """skorch's classifier, with a ``random_state``."""
+
+
+class MLP(nn.Sequential):
+    """A network with two hidden layers of ReLU units."""
+
+    def __init__(self, n_features: int, n_hidden: int, n_classes: int) -> None:
+        super().__init__(
+            OrderedDict(
+                hidden_1=nn.Linear(n_features, n_hidden),
+                relu_1=nn.ReLU(),
+                hidden_2=nn.Linear(n_hidden, n_hidden),
+                relu_2=nn.ReLU(),
+                output=nn.Linear(n_hidden, n_classes),
+            )
+        )
+
+
+class StopAtTrainingLoss(Callback):
+    """Callback that ends the training of a net at a given training loss.
+
+    Measures of sharpness can only be compared between models with the same training
+    loss. The loss on all training samples is looked at after every step, and the last
+    step is shortened so that it is met.
+
+    Parameters
+    ----------
+    loss : float
+        Mean training loss to end at.
+
+    Notes
+    -----
+    For networks without buffers, such as those of batch normalization, on data that
+    fit into memory. A training that never gets there ends with its last epoch.
+    """
+
+    def __init__(self, loss: float) -> None:
+        self.loss = loss
+
+    def on_train_begin(
+        self, net: Any, X: Any = None, y: Any = None, **kwargs: Any
+    ) -> None:
+        """Keep the training samples."""
+        self.X_, self.y_ = torch.as_tensor(X), torch.as_tensor(y)
+
+    def on_batch_begin(self, net: Any, **kwargs: Any) -> None:
+        """Keep the parameters from before the step."""
+        self.before_ = parameters_to_vector(net.module_.parameters()).detach()
+
+    def on_batch_end(self, net: Any, **kwargs: Any) -> None:
+        """End the training if the loss is reached."""
+        # skorch puts the net back into training mode before the next batch.
+        net.module_.eval()
+        if self._loss_of(net) < self.loss:
+            self._shorten_step(net)
+            raise KeyboardInterrupt  # skorch's way to end a training from inside
+
+    def on_train_end(self, net: Any, **kwargs: Any) -> None:
+        """Let the samples go: a pickled net holds no data."""
+        self.__dict__.pop("X_", None)
+        self.__dict__.pop("y_", None)
+        self.__dict__.pop("before_", None)
+
+    def _loss_of(self, net: Any) -> float:
+        """Mean loss on the training samples."""
+        with torch.no_grad():
+            loss = net.get_loss(net.infer(self.X_), self.y_, training=False)
+        return float(loss)
+
+    def _shorten_step(self, net: Any) -> None:
+        """Go back on the last step, by bisection, to where the loss is met."""
+        parameters = list(net.module_.parameters())
+        step = parameters_to_vector(parameters).detach() - self.before_
+        shortest, longest = 0.0, 1.0
+        for _ in range(N_BISECTIONS):
+            middle = (shortest + longest) / 2
+            vector_to_parameters(self.before_ + middle * step, parameters)
+            if self._loss_of(net) < self.loss:
+                longest = middle
+            else:
+                shortest = middle
+
+
+class Tick(Callback):
+    """Callback that adds a byte to a file at the end of each training.
+
+    A progress bar can follow trainings in other processes by the length of the file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_end(self, net: Any, **kwargs: Any) -> None:
+        """Add a byte."""
+        with Path(self.path).open("ab") as file:
+            file.write(b".")
+
+
+@contextmanager
+def progress_bar(total: int, description: str, disable: bool) -> Iterator[str]:
+    """Yield a path for `Tick`, and draw a bar that follows it."""
+    handle, path = tempfile.mkstemp(prefix="relflat-progress-")
+    os.close(handle)
+    done = threading.Event()
+    bar = tqdm(
+        total=total, desc=description, unit="net", mininterval=0.5, disable=disable
+    )
+
+    def follow() -> None:
+        while not done.wait(0.2):
+            bar.update(Path(path).stat().st_size - bar.n)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield path
+    finally:
+        done.set()
+        thread.join()
+        bar.update(Path(path).stat().st_size - bar.n)
+        bar.close()
+        os.unlink(path)
+
+
+def as_float32(X: np.ndarray) -> np.ndarray:
+    """Cast to what torch computes in."""
+    return X.astype(np.float32)
+
+
+def make_net(
+    n_hidden: int,
+    training_loss: float,
+    max_epochs: int,
+    random_state: int,
+    progress_file: str | None = None,
+) -> Pipeline:
+    """Make a pipeline of a scaler, a cast and a net.
+
+    Parameters
+    ----------
+    n_hidden : int
+        Width of the hidden layers.
+    training_loss : float
+        Mean training loss at which the training ends.
+    max_epochs : int
+        Number of epochs after which it ends at the latest.
+    random_state : int
+        Seed of the initial weights and of the order of the samples.
+    progress_file : str, default=None
+        File for `Tick`.
+
+    Returns
+    -------
+    pipeline : Pipeline
+        With the steps "scale", "cast" and "net".
+    """
+    callbacks: list[tuple[str, Callback]] = [
+        ("stop", StopAtTrainingLoss(training_loss))
+    ]
+    if progress_file is not None:
+        callbacks.append(("tick", Tick(progress_file)))
+    net = SeededClassifier(
+        MLP,
+        module__n_features=64,
+        module__n_hidden=n_hidden,
+        module__n_classes=10,
+        criterion=nn.CrossEntropyLoss,
+        max_epochs=max_epochs,
+        iterator_train__shuffle=True,
+        # All of the training split is trained on: nothing is held out inside the net.
+        train_split=None,
+        callbacks=callbacks,
+        random_state=random_state,
+        verbose=0,
+    )
+    cast = FunctionTransformer(as_float32)
+    return Pipeline([("scale", StandardScaler()), ("cast", cast), ("net", net)])
