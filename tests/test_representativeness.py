@@ -162,10 +162,9 @@ def test_fixed_model_is_unbiased_within_its_error_bars():
         stderrs.append(found.representativeness_stderr_)
     deviations, stderrs = np.array(deviations), np.array(stderrs)
     assert abs(deviations.mean()) < 4 * deviations.std() / 10
-    # For one fixed model the error bar is on the safe side: it is made for models
-    # that are fitted to the training part.
-    assert (np.abs(deviations) < 2 * stderrs).mean() >= 0.9
-    assert deviations.std() < stderrs.mean() < 3 * deviations.std()
+    # For one fixed model the error bars are somewhat wide, and losses have long tails.
+    assert (np.abs(deviations) < 2 * stderrs).mean() >= 0.85
+    assert 0.8 < np.sqrt(np.mean(stderrs**2)) / deviations.std() < 1.7
 
 
 def test_refitted_head_is_unbiased_within_its_error_bars():
@@ -190,9 +189,8 @@ def test_refitted_head_is_unbiased_within_its_error_bars():
     errors, stderrs, truths = map(np.array, (errors, stderrs, truths))
     noise = np.sqrt(errors.var() / len(errors) + truths.var() / len(truths))
     assert abs(errors.mean() - truths.mean()) < 4 * noise
-    covered = np.abs(errors - truths.mean()) < 2 * stderrs
-    assert covered.mean() >= 0.85
-    assert 0.6 * errors.std() < stderrs.mean() < 2 * errors.std()
+    assert (np.abs(errors - truths.mean()) < 2 * stderrs).mean() >= 0.85
+    assert 0.8 < np.sqrt(np.mean(stderrs**2)) / errors.std() < 1.7
 
 
 @pytest.mark.parametrize("kernel", COMPACT)
