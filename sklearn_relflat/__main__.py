@@ -1,7 +1,6 @@
 """Demo of relative flatness: ``python -m sklearn_relflat``."""
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,25 +9,29 @@ FIGURE = Path("relative_flatness_demo.png")
 
 def _seed(text: str) -> int:
     """Return a seed that NumPy takes."""
-    seed = int(text)
-    if not 0 <= seed < 2**32:
-        raise ValueError
-    return seed
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 0 to {2**32 - 1}, got {text!r}"
+        )
+    return int(text)
 
 
 def _n_jobs(text: str) -> int:
     """Return a number of processes that joblib takes."""
-    n_jobs = int(text)
-    if n_jobs == 0:
-        raise ValueError
-    return n_jobs
+    if not text.removeprefix("-").isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of processes, or -1 for all processors, got {text!r}"
+        )
+    return int(text)
 
 
 def _figure(text: str) -> Path:
     """Return a path that can be written to."""
     path = Path(text)
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a file in a folder that exists, got {text!r}"
+        )
     if path.suffix not in {".png", ".pdf", ".svg"}:
         raise argparse.ArgumentTypeError(
             f"expected a name that ends in .png, .pdf or .svg, got {text!r}"
@@ -86,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     from sklearn_relflat._demo.experiment import Config, run_demo
+    from sklearn_relflat._demo.figure import save_figure
     from sklearn_relflat._demo.report import introduction, report
 
     # As in the worker processes, so that any number of them gives the same numbers.
@@ -95,17 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(introduction(config), flush=True)
     demo = run_demo(config)
     print(f"\n{report(demo)}\n")
-    if importlib.util.find_spec("matplotlib") is None:
-        print(
-            "No figure, because matplotlib is not installed. It comes with the extra "
-            '"plot":\n  pip install "sklearn_relflat[plot]", in a clone pip install '
-            '".[plot]"'
-        )
-    else:
-        from sklearn_relflat._demo.figure import draw
-
-        draw(demo, options.figure)
-        print(f"Figure: {options.figure}")
+    print(save_figure(demo, options.figure))
     print(f"Took {demo.seconds:.0f} seconds.")
 
 

@@ -28,11 +28,11 @@ def roles(demo: Demo) -> dict[str, tuple[int, str]]:
     def by_kappa(i: int) -> float:
         return candidates[i].cv_flatness
 
-    chosen = f"flattest of the {len(accurate)} accurate ones, chosen by FlattestWithin"
+    chosen = f"flattest accurate one (of {len(accurate)}), chosen by FlattestWithin"
     return {
         "A": (demo.chosen, chosen),
         "B": (max(everything, key=by_accuracy), "most accurate"),
-        "C": (max(accurate, key=by_kappa), "sharpest of the accurate ones"),
+        "C": (max(accurate, key=by_kappa), "sharpest accurate one"),
         "D": (max(everything, key=by_kappa), "sharpest of all"),
     }
 
@@ -58,12 +58,14 @@ def spearman(x: Any, y: Any, seed: int = 0) -> tuple[float, float, float]:
     Returns
     -------
     rho, low, high : float
-        The correlation and the percentiles 2.5 and 97.5 of its resamples.
+        The correlation and the percentiles 2.5 and 97.5 of its resamples. It is taken
+        for 0 where all x, or all y, are the same.
 
     Examples
     --------
-    >>> spearman([1, 2, 3, 4], [1, 10, 100, 1000])
-    (1.0, 1.0, 1.0)
+    >>> rho, low, high = spearman(range(9), [1, 0, 3, 2, 5, 4, 7, 6, 8])
+    >>> round(rho, 3), low < rho < high
+    (0.933, True)
     """
     pairs = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
     n = pairs.shape[1]
@@ -72,8 +74,7 @@ def spearman(x: Any, y: Any, seed: int = 0) -> tuple[float, float, float]:
     centred = ranks - ranks.mean(axis=-1, keepdims=True)
     covariance = (centred[0] * centred[1]).sum(axis=-1)
     scale = np.sqrt((centred**2).sum(axis=-1).prod(axis=0))
-    # A resample of one pair alone has no correlation.
-    rho = covariance[scale > 0] / scale[scale > 0]
+    rho = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
     low, high = np.quantile(rho[1:], [0.025, 0.975])
     return float(rho[0]), float(low), float(high)
 

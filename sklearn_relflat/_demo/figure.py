@@ -1,5 +1,6 @@
 """The demo's figure: flatness against the gap between new and training loss."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ KAPPA = (
 )
 
 
-def draw(demo: Demo, path: Path) -> None:
-    """Save a figure of the results.
+MISSING = """\
+No figure: matplotlib is not installed. It comes with the extra "plot":
+  pip install "sklearn_relflat[plot]"    (in a clone: pip install ".[plot]")"""
+
+
+def save_figure(demo: Demo, path: Path) -> str:
+    """Save a figure of the results, if matplotlib is there.
 
     Parameters
     ----------
@@ -25,6 +31,30 @@ def draw(demo: Demo, path: Path) -> None:
         The results.
     path : Path
         File to write; its ending chooses the format.
+
+    Returns
+    -------
+    message : str
+        What was done, or what is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return MISSING
+    make_figure(demo).savefig(path, dpi=150)
+    return f"Figure: {path}"
+
+
+def make_figure(demo: Demo) -> Any:
+    """Draw the results.
+
+    Parameters
+    ----------
+    demo : Demo
+        The results.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        Two panels: the nets, and the logistic regressions.
     """
     # No pyplot: neither a display nor the state of a session is touched.
     from matplotlib.figure import Figure
@@ -33,12 +63,11 @@ def draw(demo: Demo, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _draw_candidates(left, demo)
     _draw_path(right, demo)
-    n_train = demo.config.n_train
     figure.suptitle(
         "Relative flatness and what is lost on new data: handwritten digits, "
-        f"{n_train} samples to train on, {demo.n_held_out:,} new ones"
+        f"{demo.config.n_train} samples to train on, {demo.n_held_out:,} new ones"
     )
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw_candidates(ax: Any, demo: Demo) -> None:

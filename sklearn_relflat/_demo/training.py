@@ -16,7 +16,6 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from sklearn_relflat.callbacks import Seeded
@@ -72,7 +71,7 @@ class StopAtTrainingLoss(Callback):
 
     def on_batch_begin(self, net: Any, **kwargs: Any) -> None:
         """Keep the parameters from before the step."""
-        self.before_ = parameters_to_vector(net.module_.parameters()).detach()
+        self.before_ = [p.detach().clone() for p in net.module_.parameters()]
 
     def on_batch_end(self, net: Any, **kwargs: Any) -> None:
         """End the training if the loss is reached."""
@@ -84,9 +83,8 @@ class StopAtTrainingLoss(Callback):
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
         """Let the samples go: a pickled net holds no data."""
-        self.__dict__.pop("X_", None)
-        self.__dict__.pop("y_", None)
-        self.__dict__.pop("before_", None)
+        for name in ("X_", "y_", "before_"):
+            self.__dict__.pop(name, None)
 
     def _loss_of(self, net: Any) -> float:
         """Mean loss on the training samples."""
@@ -96,12 +94,16 @@ class StopAtTrainingLoss(Callback):
 
     def _shorten_step(self, net: Any) -> None:
         """Go back on the last step, by bisection, to where the loss is met."""
-        parameters = list(net.module_.parameters())
-        step = parameters_to_vector(parameters).detach() - self.before_
+        parameters = [p.detach() for p in net.module_.parameters()]
+        after = [p.clone() for p in parameters]
         shortest, longest = 0.0, 1.0
         for _ in range(N_BISECTIONS):
             middle = (shortest + longest) / 2
-            vector_to_parameters(self.before_ + middle * step, parameters)
+            for parameter, start, end in zip(
+                parameters, self.before_, after, strict=True
+            ):
+                # In place: a detached tensor shares its values with the parameter.
+                torch.lerp(start, end, middle, out=parameter)
             if self._loss_of(net) < self.loss:
                 longest = middle
             else:
