@@ -170,8 +170,8 @@ def peak_memory(n: int) -> int:
         check=True,
         capture_output=True,
         text=True,
-        # Freed blocks go back to the system at once: glibc otherwise raises the threshold
-        # by itself, and its cache is measured instead.
+        # Freed blocks go back to the system at once: glibc otherwise raises the
+        # threshold by itself, and its cache is measured instead.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
     ).stdout
     return int(json.loads(output)["peak"])

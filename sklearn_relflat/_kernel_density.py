@@ -65,7 +65,7 @@ class VariableKernelDensity(DensityMixin, BaseEstimator):
         Bandwidth of each sample; a tensor if `fit` was given one.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, when X has names that are strings.
 
     See Also

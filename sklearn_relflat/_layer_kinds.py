@@ -101,6 +101,14 @@ LAYER_KINDS: dict[type[nn.Module], LayerKind] = {
 }
 
 
+#: Modules whose weights are not called ``weight``, with what their weights are.
+_OTHER_WEIGHTS: dict[type[nn.Module], str] = {
+    nn.RNNBase: "its recurrent weights",
+    nn.RNNCellBase: "its recurrent weights",
+    nn.MultiheadAttention: "its packed input projection (out_proj is one)",
+}
+
+
 def layer_kind(module: nn.Module) -> LayerKind | None:
     """Row of `LAYER_KINDS` for a module, or None."""
     for cls, kind in LAYER_KINDS.items():
@@ -115,6 +123,12 @@ def refusal(module: nn.Module) -> str | None:
     if layer_kind(module) is None:
         if isinstance(weight, Tensor) and weight.dim() >= 2:
             return f"{type(module).__name__} is not a supported kind of weight layer"
+        for cls, what in _OTHER_WEIGHTS.items():
+            if isinstance(module, cls):
+                return (
+                    f"{type(module).__name__} is not a supported kind of weight layer, "
+                    f"nor is {what}"
+                )
         return None
     if getattr(module, "groups", 1) != 1:
         return (

@@ -122,6 +122,8 @@ def test_a_parametrized_weight_is_measured_as_it_acts():
         (lambda: nn.ConvTranspose2d(4, 4, 3), "ConvTranspose2d is not a supported"),
         (lambda: nn.Embedding(4, 4), "Embedding is not a supported"),
         (lambda: nn.Bilinear(4, 4, 3), "Bilinear is not a supported"),
+        (lambda: nn.LSTM(4, 4), "LSTM is not a supported .* recurrent weights"),
+        (lambda: nn.GRUCell(4, 4), "GRUCell is not a supported .* recurrent weights"),
     ],
 )
 def test_other_layers_are_refused_by_name(make, message):
@@ -146,6 +148,16 @@ def test_no_layer_is_skipped_in_silence():
     with pytest.raises(TypeError, match=r"cannot be measured: .*groups=2.*\['3'\]"):
         layerwise_relative_flatness(net, X, y)
     assert list(layerwise_relative_flatness(net, X, y, layers=["3"])) == ["3"]
+
+
+def test_the_input_projection_of_attention_is_refused_and_its_output_is_not():
+    case = BY_ID["encoder"]
+    net, (X, y) = case.fitted(), case.data()
+    assert "block.self_attn.out_proj" in list_layers(net)
+    with pytest.raises(TypeError, match="packed input projection"):
+        relative_flatness(net, X, y, layer="block.self_attn")
+    with pytest.raises(TypeError, match="packed input projection"):
+        layerwise_relative_flatness(net, X, y)
 
 
 def test_a_model_without_weight_layers():
