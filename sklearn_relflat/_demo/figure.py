@@ -12,9 +12,7 @@ BLUE, ORANGE = "tab:blue", "tab:orange"
 # In points, so that the letters of neighbouring candidates do not meet.
 OFFSETS = {"A": (-8, -4), "B": (-4, -16), "C": (8, -4), "D": (8, -4)}
 GAP = "gap: loss on new data minus training loss"
-KAPPA = (
-    r"flatter  $\leftarrow$  $\kappa$ on the training samples  $\rightarrow$  sharper"
-)
+FLATNESS = r"flatter  $\leftarrow$  {}, on the training samples  $\rightarrow$  sharper"
 
 
 MISSING = """\
@@ -94,6 +92,7 @@ def _draw_candidates(ax: Any, demo: Demo) -> None:
     for letter, (_, role) in roles(demo).items():
         ax.plot([], [], "k", linestyle="", marker=f"${letter}$", label=role)
     _label(ax, f"{len(arrived)} nets that all end at a training loss of {loss:g}")
+    ax.set_xlabel(FLATNESS.format(r"$\kappa$ for the squared error"))
     ax.legend(
         loc="upper left",
         fontsize="small",
@@ -165,7 +164,7 @@ def _label(ax: Any, title: str) -> None:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel(KAPPA)
+    ax.set_xlabel(FLATNESS.format(r"$\kappa$"))
     ax.set_ylabel(GAP)
     ax.set_title(title, fontsize="medium")
     ax.grid(alpha=0.3)

@@ -201,6 +201,8 @@ def make_net(
         criterion=nn.CrossEntropyLoss,
         max_epochs=max_epochs,
         iterator_train__shuffle=True,
+        # Small batches are good for learning only: predict and measure in large ones.
+        iterator_valid__batch_size=512,
         # All of the training split is trained on: nothing is held out inside the net.
         train_split=None,
         callbacks=callbacks,
