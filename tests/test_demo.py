@@ -38,7 +38,7 @@ def quick(tmp_path_factory):
     """The quick demo as a user starts it, with worker processes."""
     folder = tmp_path_factory.mktemp("demo")
     return folder, subprocess.run(
-        [sys.executable, "-W", "error", "-m", "sklearn_relflat", "--quick"],
+        [sys.executable, "-m", "sklearn_relflat", "--quick"],
         cwd=folder,
         capture_output=True,
         text=True,
