@@ -38,5 +38,6 @@ def load_images(folder: Path | None, n: int) -> tuple[str, np.ndarray, np.ndarra
         )
         for i in range(n)
     ]
-    X = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    # astype alone would keep the order of the memory, channels last.
+    X = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32, order="C") / 127.5 - 1
     return "CIFAR-10", X, label[:n].astype(np.int64)

@@ -34,7 +34,7 @@ from sklearn_relflat._linearization import (
 from sklearn_relflat._models import TorchModel
 from sklearn_relflat._quadratic_forms import (
     QuadraticForm,
-    contract,
+    contract_calls,
     exact_residual,
     pull_back_factors,
     sampled_residual,
@@ -416,7 +416,6 @@ def _chunk_draws(
     sums: RiskSums,
 ) -> Tensor:
     """Per-sample values of one chunk, (n_draws, n_forms, n); gradients go to sums."""
-    phis = {name: columns_of(calls) for name, calls in lin.calls.items()}
     probe = None
     if route.residual == "none" or lin.is_proven_piecewise_linear():
         gradients = lin.pull_back(lin.gradient())
@@ -434,10 +433,10 @@ def _chunk_draws(
         ]
     rows, signs = pull_back_factors(lin, pairs, gradients)
     norms: dict[int, Tensor] = {}
-    for name, phi in phis.items():
+    for name, calls in lin.calls.items():
         mine = [i for i, form in enumerate(forms) if form.layer.name == name]
-        values, gradient = contract(
-            [forms[i] for i in mine], rows[name], phi, lin.weight
+        values, gradient = contract_calls(
+            [forms[i] for i in mine], rows[name], calls, lin.weight
         )
         norms.update(zip(mine, values, strict=True))
         sums.add_gradient(name, gradient)
@@ -450,6 +449,7 @@ def _chunk_draws(
         draws = table.permute(2, 0, 1)
     if probe is None or not sums.smooth:
         return draws
+    phis = {name: columns_of(calls) for name, calls in lin.calls.items()}
     if route.residual == "exact":
         return draws + torch.stack(
             [exact_residual(form, probe, phis) for form in forms]

@@ -221,10 +221,10 @@ class LayerCall:
     def _batch_first(self, tensor: Tensor) -> Tensor:
         return tensor.movedim(self.batch_dim, 0)
 
-    def columns(self, *, live: bool = False) -> Tensor:
+    def columns(self, *, live: bool = False, samples: slice = slice(None)) -> Tensor:
         """Unfolded features, (n, m, P); live: in the graph, as the head sees them."""
         inputs = self.inputs if live else self.inputs.detach()
-        return self.kind.columns(self.module, self._batch_first(inputs))
+        return self.kind.columns(self.module, self._batch_first(inputs)[samples])
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Tensor of the preactivations' shape as (n, d, P)."""

@@ -175,9 +175,11 @@ def unrows_of(calls: list[LayerCall], rows: Tensor) -> list[Tensor]:
     return [call.unrows(part) for call, part in zip(calls, parts, strict=True)]
 
 
-def columns_of(calls: list[LayerCall], *, live: bool = False) -> Tensor:
+def columns_of(
+    calls: list[LayerCall], *, live: bool = False, samples: slice = slice(None)
+) -> Tensor:
     """Features of a layer's calls side by side, (n, m, P); live: in the graph."""
-    parts = [call.columns(live=live) for call in calls]
+    parts = [call.columns(live=live, samples=samples) for call in calls]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_relflat._layers import WeightLayer
+from sklearn_relflat._layers import LayerCall, WeightLayer
 from sklearn_relflat._linearization import (
     Linearization,
     ResidualProbe,
@@ -36,6 +36,9 @@ from sklearn_relflat._linearization import (
     unrows_of,
     wide,
 )
+
+# Numbers in the features that are unfolded at once, 4 MiB of float32 on a CPU.
+_COLUMN_NUMBERS = {"cpu": 2**20, "other": 2**28}
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,44 @@ def contract(
     norms = [_left_norms(form, gradients[:, :-1]) for form in forms]
     weighted = weight.to(phi.dtype) @ gradients[:, -1].flatten(1)
     return norms, wide(weighted.reshape(d, m))
+
+
+def contract_calls(
+    forms: list[QuadraticForm],
+    rows: Tensor,
+    calls: list[LayerCall],
+    weight: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """Contract cotangents with the features of a layer's calls.
+
+    Features are unfolded for a few samples at a time: a block that leaves the cache
+    costs more than its arithmetic.
+
+    Parameters
+    ----------
+    forms : list of QuadraticForm
+        Forms of one layer.
+    rows : Tensor of shape (n, k + 1, d, P)
+        Factors and gradient, from `pull_back_factors`.
+    calls : list of LayerCall
+        The layer's calls.
+    weight : Tensor of shape (n,)
+        Sample weights of the gradient.
+
+    Returns
+    -------
+    norms, gradient : list of Tensor and Tensor
+        As `contract` returns them.
+    """
+    numbers = forms[0].layer.n_features * rows.shape[-1]
+    budget = _COLUMN_NUMBERS["cpu" if rows.device.type == "cpu" else "other"]
+    size = max(1, budget // numbers)
+    parts = [
+        contract(forms, rows[part], columns_of(calls, samples=part), weight[part])
+        for part in (slice(i, i + size) for i in range(0, len(rows), size))
+    ]
+    norms = [torch.cat(values) for values in zip(*(v for v, _ in parts), strict=True)]
+    return norms, torch.stack([gradient for _, gradient in parts]).sum(0)
 
 
 def _left_square(form: QuadraticForm, rows: Tensor) -> Tensor:
