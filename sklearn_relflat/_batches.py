@@ -1,5 +1,6 @@
 """Batches of a data set: validated once, read again on every pass."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_relflat._inputs import (
-    check_finite_inputs,
-    leaves,
-    map_tree,
-    to_model_inputs,
-)
-
-__all__ = ["Batch", "BatchSource", "SlicedBatches", "leaves", "map_tree"]
+from sklearn_relflat._inputs import check_finite_inputs, to_model_inputs
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Batch:
     n_samples: int
 
 
-class BatchSource:
+class BatchSource(ABC):
     """The batches of one data set, in order; every iteration is a new pass.
 
     Attributes
@@ -53,13 +47,13 @@ class BatchSource:
 
     n_samples: int
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of batches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches from the first one."""
-        raise NotImplementedError
 
 
 class SlicedBatches(BatchSource):

@@ -41,11 +41,8 @@ from sklearn_relflat._sklearn_data import (
     RegressionTargets,
     SklearnReader,
     dense_rows,
-    encode_labels,
 )
 from sklearn_relflat._torch_model import TorchModel
-
-__all__ = ["ADAPTERS", "encode_labels", "find_adapter", "shared_linear"]
 
 
 def shared_linear(weight: np.ndarray, bias: np.ndarray | None) -> nn.Linear:
