@@ -1,14 +1,16 @@
 """Batches of a data set: validated once, read again on every pass."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
-from sklearn_relflat._inputs import check_finite_inputs, to_model_inputs
+from sklearn_relflat._inputs import check_finite_inputs, map_tree, to_model_inputs
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,61 @@ class Batch:
     start: int
     n_samples: int
 
+    def slice(self, start: int, stop: int) -> "Batch":
+        """Cut out samples start..stop.
+
+        Parameters
+        ----------
+        start, stop : int
+            Positions in the batch.
+
+        Returns
+        -------
+        part : Batch
+            Shares its memory with this batch.
+        """
+        stop = min(stop, self.n_samples)
+
+        def cut(values: Any) -> Any:
+            """Cut one array; what is no array passes as it is."""
+            if isinstance(values, PackedSequence):
+                sequences = unpack_sequence(values)[start:stop]
+                return pack_sequence(sequences, enforce_sorted=False)
+            return values[start:stop] if isinstance(values, Tensor) else values
+
+        weight = self.sample_weight
+        return replace(
+            self,
+            inputs=map_tree(cut, self.inputs),
+            y=None if self.y is None else self.y[start:stop],
+            sample_weight=None if weight is None else weight[start:stop],
+            start=self.start + start,
+            n_samples=stop - start,
+        )
+
+
+def chunks(source: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Cut the batches of a source into chunks.
+
+    Parameters
+    ----------
+    source : iterable of Batch
+        The batches.
+    size : int
+        Samples that a chunk may have.
+
+    Yields
+    ------
+    chunk : Batch
+        Chunks of about equal size in each batch: a tiny last one would waste a forward
+        pass.
+    """
+    for batch in source:
+        n_chunks = math.ceil(batch.n_samples / size)
+        step = math.ceil(batch.n_samples / n_chunks)
+        for start in range(0, batch.n_samples, step):
+            yield batch.slice(start, start + step) if n_chunks > 1 else batch
+
 
 class BatchSource(ABC):
     """The batches of one data set, in order; every iteration is a new pass.
@@ -54,6 +111,21 @@ class BatchSource(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches from the first one."""
+
+    def first(self, n_samples: int) -> Batch:
+        """Read a few samples, to see what the model makes of them.
+
+        Parameters
+        ----------
+        n_samples : int
+            How many; fewer if the first batch has fewer.
+
+        Returns
+        -------
+        batch : Batch
+            The first samples of the first batch.
+        """
+        return next(iter(self)).slice(0, n_samples)
 
 
 class SlicedBatches(BatchSource):
@@ -121,21 +193,29 @@ class SlicedBatches(BatchSource):
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches from the first one."""
         for number in range(len(self)):
-            start = number * self._batch_size
-            stop = min(start + self._batch_size, self.n_samples)
-            rows = slice(start, stop)
-            inputs = to_model_inputs(
-                self._read(rows), self._device, self._dtype, share=self._trusted
-            )
-            if not self._trusted:
-                check_finite_inputs(inputs, number, start)
-            yield Batch(
-                inputs=inputs,
-                y=_rows(self._y, rows, self._device),
-                sample_weight=_rows(self._sample_weight, rows, self._device),
-                start=start,
-                n_samples=stop - start,
-            )
+            yield self._batch(number, self._batch_size)
+
+    def first(self, n_samples: int) -> Batch:
+        """See `BatchSource.first`; reads no more than it returns."""
+        return self._batch(0, min(n_samples, self._batch_size))
+
+    def _batch(self, number: int, size: int) -> Batch:
+        """Read the first samples of one batch."""
+        start = number * self._batch_size
+        stop = min(start + size, self.n_samples)
+        rows = slice(start, stop)
+        inputs = to_model_inputs(
+            self._read(rows), self._device, self._dtype, share=self._trusted
+        )
+        if not self._trusted:
+            check_finite_inputs(inputs, number, start)
+        return Batch(
+            inputs=inputs,
+            y=_rows(self._y, rows, self._device),
+            sample_weight=_rows(self._sample_weight, rows, self._device),
+            start=start,
+            n_samples=stop - start,
+        )
 
 
 def _rows(values: Tensor | None, rows: slice, device: torch.device) -> Tensor | None:

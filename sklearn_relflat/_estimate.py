@@ -11,15 +11,10 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklearn_relflat._curvature import (
-    FormSums,
-    Plan,
-    RiskSums,
-    Route,
-    closed_form_sums,
-    curvature_sums,
-)
+from sklearn_relflat._closed_form import closed_form_sums
+from sklearn_relflat._curvature import FormSums, RiskSums, Route, curvature_sums
 from sklearn_relflat._models import TorchModel
+from sklearn_relflat._plan import Plan
 from sklearn_relflat._quadratic_forms import QuadraticForm
 
 # Backward passes (factors of the loss Hessian, or second-order products) up to which
@@ -42,10 +37,12 @@ def make_generator(random_state: Any, device: torch.device) -> torch.Generator:
     generator : torch.Generator
         Seeded.
     """
+    generator = torch.Generator(device=device)
     if random_state is None:
-        random_state = np.random.RandomState(np.random.MT19937())
+        generator.seed()
+        return generator
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-    return torch.Generator(device=device).manual_seed(int(seed))
+    return generator.manual_seed(int(seed))
 
 
 def denominator_of(view: TorchModel, sums: RiskSums) -> float:

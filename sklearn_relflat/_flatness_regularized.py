@@ -8,11 +8,11 @@ from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
 from sklearn_relflat._autograd_loss import AutogradLoss
-from sklearn_relflat._curvature import make_plan
 from sklearn_relflat._layers import WeightLayer, find_layer, weight_layers
 from sklearn_relflat._loss_base import Loss
 from sklearn_relflat._losses import LOSSES
 from sklearn_relflat._models import TorchModel, as_torch_model
+from sklearn_relflat._plan import make_plan
 
 if TYPE_CHECKING:
     from skorch import NeuralNet as _Net

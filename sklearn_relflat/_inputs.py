@@ -1,5 +1,6 @@
 """Inputs, targets and sample weights as tensors: conversion and checks."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -123,6 +124,30 @@ def _plain_array(values: np.ndarray) -> np.ndarray:
     return values.copy() if foreign else values
 
 
+def is_finite(values: Tensor) -> bool:
+    """Tell whether all numbers of a tensor are finite.
+
+    Parameters
+    ----------
+    values : Tensor
+        Numbers.
+
+    Returns
+    -------
+    finite : bool
+        True if there is no NaN and no infinity.
+
+    Examples
+    --------
+    >>> import torch
+    >>> is_finite(torch.tensor([1.0, 2.0])), is_finite(torch.tensor([1.0, torch.inf]))
+    (True, False)
+    """
+    values = values.detach()
+    # A finite sum is the cheapest proof; a sum that merely overflows is none.
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
+
+
 def check_finite_inputs(inputs: Any, number: int, start: int) -> None:
     """Raise where a batch holds NaN or infinity.
 
@@ -143,19 +168,16 @@ def check_finite_inputs(inputs: Any, number: int, start: int) -> None:
     for name, values in leaves(inputs):
         if not (isinstance(values, Tensor) and values.is_floating_point()):
             continue
-        # One sum finds NaN and inf at the price of reading the batch once; a sum that
-        # merely overflows is told apart by the precise search.
-        if torch.isfinite(values.sum()):
+        if is_finite(values):
             continue
         finite = torch.isfinite(values).flatten(1 if values.ndim > 1 else 0)
         per_sample = finite.all(dim=1) if values.ndim > 1 else finite
         bad = torch.nonzero(~per_sample).flatten()
-        if len(bad):
-            raise ValueError(
-                f"Expected finite numbers in {name}, got NaN or infinity in "
-                f"{len(bad)} samples of batch {number}, first in sample "
-                f"{start + int(bad[0])}. Impute or remove these samples."
-            )
+        raise ValueError(
+            f"Expected finite numbers in {name}, got NaN or infinity in "
+            f"{len(bad)} samples of batch {number}, first in sample "
+            f"{start + int(bad[0])}. Impute or remove these samples."
+        )
 
 
 def as_targets(
@@ -193,7 +215,7 @@ def as_targets(
     if not (floating or targets.is_floating_point()):
         return targets.to(torch.int64)
     targets = targets.to(dtype)
-    if not torch.isfinite(targets).all():
+    if not is_finite(targets):
         bad = torch.nonzero(~torch.isfinite(targets))[0, 0]
         raise ValueError(
             "Expected finite targets, got NaN or infinity in y, first in sample "

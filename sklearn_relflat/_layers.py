@@ -153,7 +153,7 @@ def list_layers(estimator: Any) -> list[str]:
     return list(weight_layers(as_torch_model(estimator)))
 
 
-def find_layer(view: TorchModel, name: str) -> WeightLayer:
+def find_layer(view: TorchModel, name: str | None) -> WeightLayer:
     """Weight layer of a given name.
 
     Parameters
@@ -239,6 +239,11 @@ class LayerCall:
     def n_samples(self) -> int:
         """Size of the batch dimension."""
         return self.preactivations.shape[self.batch_dim]
+
+    @property
+    def n_positions(self) -> int:
+        """Number of positions P, the columns of one sample."""
+        return self.rows(self.preactivations).shape[2]
 
 
 @dataclass
@@ -417,7 +422,7 @@ def is_output(call: LayerCall, outputs: Tensor) -> bool:
         and z._version == call.version
         and outputs.data_ptr() == z.data_ptr()
         and outputs.numel() == z.numel()
-        and call.rows(z).shape[2] == 1
+        and call.n_positions == 1
         and torch.equal(outputs.reshape(n, -1), z.reshape(n, -1))
     )
 

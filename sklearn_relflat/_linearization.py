@@ -10,9 +10,6 @@ pulled back to a layer it has the preactivations' shape, or (n, d, P) as rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,64 +28,126 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------
-# Chunks of samples
+# The loss at the outputs of a forward pass
 # ---------------------------------------------------------------------------
-def _slice(inputs: Any, start: int, stop: int) -> Any:
-    """Cut samples start..stop out of nested inputs."""
-    if isinstance(inputs, Tensor):
-        return inputs[start:stop]
-    if isinstance(inputs, dict):
-        return {key: _slice(value, start, stop) for key, value in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return type(inputs)(_slice(value, start, stop) for value in inputs)
-    return inputs
+class LossPoint:
+    """What the loss says about the raw outputs of some samples.
 
-
-def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    """Cut samples start..stop out of a batch, as a batch."""
-    stop = min(stop, batch.n_samples)
-    weight = batch.sample_weight
-    return replace(
-        batch,
-        inputs=_slice(batch.inputs, start, stop),
-        y=None if batch.y is None else batch.y[start:stop],
-        sample_weight=None if weight is None else weight[start:stop],
-        start=batch.start + start,
-        n_samples=stop - start,
-    )
-
-
-def chunks(source: Any, size: int) -> Iterator[Batch]:
-    """Batches of a source, cut into chunks."""
-    for batch in source:
-        if batch.n_samples <= size:
-            yield batch
-            continue
-        # Chunks of equal size: a tiny last one would waste a forward pass.
-        n_chunks = math.ceil(batch.n_samples / size)
-        step = math.ceil(batch.n_samples / n_chunks)
-        for start in range(0, batch.n_samples, step):
-            yield slice_batch(batch, start, start + step)
-
-
-# ---------------------------------------------------------------------------
-# One forward pass, ready for vector-Jacobian products
-# ---------------------------------------------------------------------------
-class Linearization:
-    """Forward pass of one chunk, with what the loss says about its outputs.
+    Parameters
+    ----------
+    view : TorchModel
+        The model, whose loss counts.
+    outputs : Tensor of shape (n,) or (n, K, ...)
+        Raw outputs.
+    y : Tensor of shape (n, ...) or None
+        Targets.
+    sample_weight : Tensor of shape (n,) or None
+        Sample weights.
+    start : int
+        Position of the first sample in the data, for messages.
 
     Attributes
     ----------
-    outputs : Tensor
-        Raw outputs, in the graph.
     wide_outputs : Tensor
-        The same in float64, without graph.
+        The outputs in float64, without graph.
     targets : Tensor
         Encoded targets.
     weight : Tensor of shape (n,)
         Sample weights.
     loss_sum, denominator : Tensor
         Weighted sums of the per-sample losses and of their denominators.
+
+    Raises
+    ------
+    ValueError
+        If there are no targets, or the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        view: TorchModel,
+        outputs: Tensor,
+        y: Tensor | None,
+        sample_weight: Tensor | None,
+        start: int,
+    ) -> None:
+        self.view = view
+        self.n_samples = len(outputs)
+        self.wide_outputs = wide(outputs.detach())
+        if y is None:
+            raise ValueError(
+                "Expected y, the targets of the loss, got None. Pass y, or a data set "
+                "that yields (X, y)."
+            )
+        self.targets = view.loss.targets(self.wide_outputs, y)
+        if sample_weight is None:
+            self.weight = self.wide_outputs.new_ones(self.n_samples)
+        else:
+            self.weight = wide(sample_weight)
+        value = view.loss.value(self.wide_outputs, self.targets)
+        denominator = view.loss.denominator(self.wide_outputs, self.targets)
+        self.loss_sum = (self.weight * value).sum()
+        self.denominator = (self.weight * denominator).sum()
+        if not math.isfinite(self.loss_sum):
+            bad = (~torch.isfinite(value)).nonzero().flatten()[:5] + start
+            raise ValueError(
+                f"Expected a finite loss, got {float(self.loss_sum)!r} (samples "
+                f"{bad.tolist()}). Check the targets of these samples, or train the "
+                "model so that it does not diverge."
+            )
+
+    def gradient(self) -> Tensor:
+        """Gradient of each sample's loss in its outputs."""
+        return self.view.loss.gradient(self.wide_outputs, self.targets)
+
+
+# ---------------------------------------------------------------------------
+# One forward pass, ready for vector-Jacobian products
+# ---------------------------------------------------------------------------
+def run_layers(
+    view: TorchModel, batch: Batch, seen: Capture, layers: dict[str, WeightLayer]
+) -> tuple[Tensor, dict[str, list[LayerCall]]]:
+    """Run a forward pass that captures layers.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model, inside its ``measuring()`` context.
+    batch : Batch
+        The samples.
+    seen : Capture
+        Captures the layers.
+    layers : dict of str to WeightLayer
+        The layers.
+
+    Returns
+    -------
+    outputs : Tensor
+        Raw outputs, finite.
+    calls : dict of str to list of LayerCall
+        Calls of each layer.
+
+    Raises
+    ------
+    ValueError
+        If an output is not finite, or a layer was not applied sample by sample.
+    """
+    seen.clear()
+    outputs = view.outputs(batch.inputs)
+    view.check_outputs(outputs, batch)
+    check_calls(seen, layers, batch.n_samples)
+    return outputs, {name: seen[name] for name in layers}
+
+
+class Linearization(LossPoint):
+    """Forward pass of one chunk, with what the loss says about its outputs.
+
+    Attributes
+    ----------
+    outputs : Tensor
+        Raw outputs, in the graph.
+    calls : dict of str to list of LayerCall
+        Calls of the captured layers.
     """
 
     def __init__(
@@ -98,35 +157,8 @@ class Linearization:
         seen: Capture,
         layers: dict[str, WeightLayer],
     ) -> None:
-        seen.clear()
-        self.view = view
-        self.outputs = view.outputs(batch.inputs)
-        view.check_outputs(self.outputs, batch)
-        check_calls(seen, layers, batch.n_samples)
-        self.calls = {name: seen[name] for name in layers}
-        self.n_samples = batch.n_samples
-        self.wide_outputs = wide(self.outputs.detach())
-        if batch.y is None:
-            raise ValueError(
-                "Expected y, the targets of the loss, got None. Pass y, or a data set "
-                "that yields (X, y)."
-            )
-        self.targets = view.loss.targets(self.wide_outputs, batch.y)
-        if batch.sample_weight is None:
-            self.weight = self.wide_outputs.new_ones(batch.n_samples)
-        else:
-            self.weight = wide(batch.sample_weight)
-        value = view.loss.value(self.wide_outputs, self.targets)
-        denominator = view.loss.denominator(self.wide_outputs, self.targets)
-        self.loss_sum = (self.weight * value).sum()
-        self.denominator = (self.weight * denominator).sum()
-        if not torch.isfinite(self.loss_sum):
-            bad = (~torch.isfinite(value)).nonzero().flatten()[:5] + batch.start
-            raise ValueError(
-                f"Expected a finite loss, got {float(self.loss_sum)!r} (samples "
-                f"{bad.tolist()}). Check the targets of these samples, or train the "
-                "model so that it does not diverge."
-            )
+        self.outputs, self.calls = run_layers(view, batch, seen, layers)
+        super().__init__(view, self.outputs, batch.y, batch.sample_weight, batch.start)
 
     def pull_back(
         self, cotangent: Tensor, *, create_graph: bool = False
@@ -157,10 +189,6 @@ class Linearization:
         points = [calls[0].preactivations for calls in self.calls.values()]
         return is_piecewise_linear(self.outputs, points)
 
-    def gradient(self) -> Tensor:
-        """Gradient of each sample's loss in its outputs."""
-        return self.view.loss.gradient(self.wide_outputs, self.targets)
-
 
 def rows_of(calls: list[LayerCall], tensors: list[Tensor]) -> Tensor:
     """Cotangents of a layer's calls side by side, (n, d, P)."""
@@ -170,7 +198,7 @@ def rows_of(calls: list[LayerCall], tensors: list[Tensor]) -> Tensor:
 
 def unrows_of(calls: list[LayerCall], rows: Tensor) -> list[Tensor]:
     """Inverse of `rows_of`: one tensor per call, in the preactivations' own shape."""
-    sizes = [call.rows(call.preactivations).shape[2] for call in calls]
+    sizes = [call.n_positions for call in calls]
     parts = rows.split(sizes, dim=2)
     return [call.unrows(part) for call, part in zip(calls, parts, strict=True)]
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sklearn_relflat._inputs import is_finite
+
 
 def logits_of(link: str, forward: Callable[[], Any]) -> Tensor:
     """Run a forward pass and return the logits behind its output.
@@ -53,7 +55,7 @@ def logits_of(link: str, forward: Callable[[], Any]) -> Tensor:
     if logits is not None:
         return logits
     # What is not finite is no matter of links: the check of the outputs reports it.
-    return _INVERSES[link](output) if torch.isfinite(output).all() else output
+    return _INVERSES[link](output) if is_finite(output) else output
 
 
 def first_output(output: Any) -> Tensor:

@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_relflat._curvature import FormSums, Plan, RiskSums
+from sklearn_relflat._batches import chunks
+from sklearn_relflat._curvature import FormSums, RiskSums
 from sklearn_relflat._layers import WeightLayer, capture
 from sklearn_relflat._linearization import (
     Linearization,
     ResidualProbe,
-    chunks,
     columns_of,
     rows_of,
     unrows_of,
     wide,
 )
 from sklearn_relflat._models import TorchModel
+from sklearn_relflat._plan import Plan
 from sklearn_relflat._quadratic_forms import identity_form, pull_back_factors
 
 # Numbers in all blocks together: 2 GiB of float64.

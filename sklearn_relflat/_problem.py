@@ -12,13 +12,13 @@ import torch
 from sklearn.base import is_classifier, is_regressor
 from torch import Tensor
 
-from sklearn_relflat._batches import Batch, BatchSource
-from sklearn_relflat._curvature import Plan, make_plan, select_layers
+from sklearn_relflat._batches import Batch, BatchSource, chunks
 from sklearn_relflat._estimate import make_generator
 from sklearn_relflat._layers import WeightLayer
-from sklearn_relflat._linearization import chunks, wide
+from sklearn_relflat._linearization import wide
 from sklearn_relflat._measurement import ALL_LAYERS, Measurement
 from sklearn_relflat._models import TorchModel, as_torch_model
+from sklearn_relflat._plan import Plan, plan_layers
 
 
 class CountedBatches(BatchSource):
@@ -205,13 +205,13 @@ def open_problem(
         None,
     )
     with view.measuring():
-        layers = select_layers(view, source, names)
+        layers, plan = plan_layers(view, source, names)
         yield Problem(
             view,
             source,
             layers,
             ALL_LAYERS if names is None else "+".join(layers),
-            make_plan(view, source, layers),
+            plan,
             make_generator(random_state, view.device).initial_seed(),
             kind,
             y is not None and _is_column(y),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_relflat._curvature import Plan, RiskSums, make_plan, select_layers
+from sklearn_relflat._curvature import RiskSums
 from sklearn_relflat._estimate import (
     Estimate,
     FormEstimator,
@@ -24,6 +24,7 @@ from sklearn_relflat._flatness_result import RelativeFlatness
 from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._models import TorchModel, as_torch_model
 from sklearn_relflat._neuron_blocks import neuron_blocks
+from sklearn_relflat._plan import Plan, plan_layers
 from sklearn_relflat._quadratic_forms import QuadraticForm, weight_form
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -331,8 +332,7 @@ def _measure(
     source = view.batches(X, y, options.sample_weight)
     generator = make_generator(options.random_state, view.device)
     with view.measuring():
-        layers = select_layers(view, source, names)
-        plan = make_plan(view, source, layers)
+        layers, plan = plan_layers(view, source, names)
         scales: dict[str, Tensor] = {}
         if options.normalize == "std":
             scales = feature_scales(view, source, layers)

@@ -21,6 +21,7 @@ from skorch import NeuralNet
 from torch import Tensor, nn
 
 from sklearn_relflat._call_order import CallOrder, probe_inputs, trace_calls
+from sklearn_relflat._inputs import is_finite
 from sklearn_relflat._layers import WeightLayer, find_layer
 from sklearn_relflat._linearization import wide
 from sklearn_relflat._models import TorchModel, as_torch_model
@@ -111,7 +112,7 @@ def rescaled_copy(
         for producer, values in steps:
             _rescale(twin, order, producer, values)
     for name, parameter in twin.module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not is_finite(parameter):
             raise ValueError(
                 f"Expected finite weights after rescaling, got infinity in {name!r}: "
                 f"the factors overflow. Choose factors closer to one than {factors!r}."

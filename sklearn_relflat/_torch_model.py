@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklearn_relflat._batches import Batch, BatchSource
-from sklearn_relflat._inputs import leaves
+from sklearn_relflat._inputs import is_finite, leaves
 from sklearn_relflat._links import first_output, logits_of
 from sklearn_relflat._losses import Loss
 from sklearn_relflat._state import plain_evaluation, preserved
@@ -182,7 +182,7 @@ class TorchModel:
         ValueError
             Naming what is at fault: a weight, X, or the forward pass.
         """
-        if torch.isfinite(outputs).all():
+        if is_finite(outputs):
             return
         self.check_parameters()
         bad = torch.nonzero(~torch.isfinite(outputs))[0, 0]
@@ -210,7 +210,7 @@ class TorchModel:
             Naming the parameter.
         """
         for name, parameter in self.module.named_parameters():
-            if not torch.isfinite(parameter).all():
+            if not is_finite(parameter):
                 raise ValueError(
                     f"Expected finite weights, got NaN or infinity in parameter "
                     f"{name!r} of {self.estimator_name}: its training diverged. Fit "

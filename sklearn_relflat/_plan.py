@@ -1,0 +1,195 @@
+"""A first look at two samples: the layers to measure, their sizes and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sklearn_relflat._batches import BatchSource
+from sklearn_relflat._inputs import is_finite
+from sklearn_relflat._layers import (
+    WeightLayer,
+    capture,
+    check_calls,
+    find_layer,
+    is_output,
+    unsupported_layers,
+    weight_layers,
+)
+from sklearn_relflat._models import TorchModel
+from sklearn_relflat._quadratic_forms import QuadraticForm
+
+# Numbers that one chunk of samples may hold in unfolded features and cotangents: about
+# the size from which larger chunks no longer made LeNet5 faster on a CPU; a GPU wants
+# more.
+_CHUNK_NUMBERS = {"cpu": 2**24, "other": 2**28}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that decide which route is the cheapest.
+
+    Attributes
+    ----------
+    order : tuple of str
+        The captured layers in the order of their last call.
+    n_factors : int
+        Factors of the loss Hessian in the outputs of one sample.
+    n_calls : dict of str to int
+        Calls of each layer in one forward pass.
+    n_positions : dict of str to int
+        Positions of each layer, summed over its calls.
+    output_layer : str or None
+        The layer whose preactivations are the raw outputs.
+    """
+
+    order: tuple[str, ...]
+    n_factors: int
+    n_calls: dict[str, int]
+    n_positions: dict[str, int]
+    output_layer: str | None
+
+    def only(self, name: str) -> Plan:
+        """Keep one of the layers."""
+        return Plan(
+            (name,),
+            self.n_factors,
+            {name: self.n_calls[name]},
+            {name: self.n_positions[name]},
+            name if name == self.output_layer else None,
+        )
+
+    def n_residual_probes(self, form: QuadraticForm) -> int:
+        """Second-order products that the exact residual of a form takes."""
+        name, m = form.layer.name, form.layer.n_features
+        columns = m if self.n_calls[name] > 1 else min(self.n_positions[name], m)
+        return form.factor.shape[1] * columns
+
+    def chunk_size(
+        self, layers: dict[str, WeightLayer], device: torch.device, n_factors: int
+    ) -> int:
+        """Choose the chunk size, so that memory does not depend on the batch size."""
+        numbers = sum(
+            self.n_positions[name]
+            * (layer.n_features + 2 * (n_factors + 2) * layer.n_neurons)
+            for name, layer in layers.items()
+        )
+        budget = _CHUNK_NUMBERS["cpu" if device.type == "cpu" else "other"]
+        return max(1, budget // max(1, numbers))
+
+
+def make_plan(
+    view: TorchModel,
+    source: BatchSource,
+    layers: dict[str, WeightLayer],
+    *,
+    required: bool = True,
+) -> Plan:
+    """Look at two samples of the first batch.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model, inside its ``measuring()`` context.
+    source : BatchSource
+        The data.
+    layers : dict of str to WeightLayer
+        The layers to look at.
+    required : bool
+        Whether each of them has to be called.
+
+    Returns
+    -------
+    plan : Plan
+        What was seen.
+    """
+    batch = source.first(2)
+    with capture(view, layers, differentiable=False) as seen:
+        outputs = view.outputs(batch.inputs)
+        called = {name: layer for name, layer in layers.items() if name in seen.calls}
+        check_calls(seen, layers if required else called, batch.n_samples)
+        n_positions = {
+            name: sum(call.n_positions for call in seen[name]) for name in called
+        }
+        order = tuple(seen.calls)
+        last = seen[order[-1]] if order else []
+        output_layer = (
+            order[-1] if len(last) == 1 and is_output(last[0], outputs) else None
+        )
+        n_calls = {name: len(seen[name]) for name in called}
+    return Plan(order, view.loss.n_factors(outputs), n_calls, n_positions, output_layer)
+
+
+def plan_layers(
+    view: TorchModel, source: BatchSource, names: Sequence[str | None] | None
+) -> tuple[dict[str, WeightLayer], Plan]:
+    """Find layers by name, and look at two samples.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model, inside its ``measuring()`` context.
+    source : BatchSource
+        The data.
+    names : sequence of str, or [None], or None
+        [None] is the output layer, None all of them.
+
+    Returns
+    -------
+    layers : dict of str to WeightLayer
+        In the order of the names.
+    plan : Plan
+        What was seen of them.
+
+    Raises
+    ------
+    TypeError
+        If a layer is not supported.
+    ValueError
+        If there is no such layer, or its weight is not finite.
+    """
+    known = weight_layers(view)
+    if names is None:
+        refused = unsupported_layers(view)
+        if refused:
+            raise TypeError(
+                f"{view.estimator_name} has weight layers that cannot be measured: "
+                f"{refused}. Pass layers=, some of {list(known)}."
+            )
+        names = list(known)
+    if isinstance(names, str):
+        raise TypeError(
+            f"Expected layers to be a list of names, got the string {names!r}. "
+            f"Pass [{names!r}]."
+        )
+    if not known:
+        raise TypeError(
+            f"{view.estimator_name} has no weight layer that can be measured. "
+            f"Found: {unsupported_layers(view)}."
+        )
+    plan = None
+    if list(names) == [None]:
+        names, plan = _default_layer(view, source, known)
+    found = [find_layer(view, name) for name in names]
+    for layer in found:
+        if not is_finite(layer.weight):
+            raise ValueError(
+                f"Expected finite weights, got NaN or infinity in layer {layer.name!r} "
+                f"of {view.estimator_name}. Train it with a smaller learning rate."
+            )
+    layers = {layer.name: layer for layer in found}
+    return layers, plan or make_plan(view, source, layers)
+
+
+def _default_layer(
+    view: TorchModel, source: BatchSource, known: dict[str, WeightLayer]
+) -> tuple[list[str], Plan | None]:
+    """Name of the output layer, with its plan if finding it took a look."""
+    if view.default_layer is not None:
+        return [view.default_layer], None
+    plan = make_plan(view, source, known, required=False)
+    if not plan.order:
+        return [next(iter(known))], None
+    return [plan.order[-1]], plan.only(plan.order[-1])
