@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._batches import BatchSource, chunks
+from sklearn_relflat._layer_kinds import Scratch
 from sklearn_relflat._layers import capture
 from sklearn_relflat._linearization import (
     Linearization,
     LossPoint,
     ResidualProbe,
     columns_of,
+    rows_of,
 )
 from sklearn_relflat._models import TorchModel
 from sklearn_relflat._plan import Plan
@@ -146,11 +148,14 @@ class Route:
         Whether and how the second derivatives of the head enter.
     n_draws : int
         Independent draws per sample, for what is sampled.
+    gradient : bool
+        Whether to sum the gradients in the weights, too.
     """
 
     gauss_newton: str = "exact"
     residual: str = "exact"
     n_draws: int = 1
+    gradient: bool = True
 
 
 def curvature_sums(
@@ -191,11 +196,12 @@ def curvature_sums(
     sums = RiskSums([FormSums() for _ in forms])
     n_factors = plan.n_factors if route.gauss_newton == "exact" else route.n_draws
     size = plan.chunk_size(layers, view.device, n_factors)
+    scratch = Scratch()
     with capture(view, layers, differentiable=True) as seen:
         for batch in chunks(source, size):
             with torch.no_grad():
                 lin = Linearization(view, batch, seen, layers)
-                draws = _chunk_draws(lin, forms, route, generator, sums)
+                draws = _chunk_draws(lin, forms, route, generator, sums, scratch)
                 sums.add(lin, draws)
             if keep:
                 for form_sums, value in zip(sums.forms, draws.mean(0), strict=True):
@@ -209,14 +215,17 @@ def _chunk_draws(
     route: Route,
     generator: torch.Generator,
     sums: RiskSums,
+    scratch: Scratch,
 ) -> Tensor:
     """Per-sample values of one chunk, (n_draws, n_forms, n); gradients go to sums."""
     probe = None
+    gradients = None
     if route.residual == "none" or lin.is_proven_piecewise_linear():
-        gradients = lin.pull_back(lin.gradient())
+        if route.gradient:
+            gradients = lin.pull_back(lin.gradient())
     else:
         probe = ResidualProbe(lin)
-        gradients = probe.gradients
+        gradients = probe.gradients if route.gradient else None
         sums.smooth = sums.smooth or not probe.is_piecewise_linear(generator)
     loss = lin.view.loss
     if route.gauss_newton == "exact":
@@ -226,15 +235,17 @@ def _chunk_draws(
             loss.sampled_factor(lin.wide_outputs, lin.targets, generator)
             for _ in range(route.n_draws)
         ]
-    rows, signs = pull_back_factors(lin, pairs, gradients)
+    rows, signs = pull_back_factors(lin, pairs)
     norms: dict[int, Tensor] = {}
     for name, calls in lin.calls.items():
         mine = [i for i, form in enumerate(forms) if form.layer.name == name]
+        own = rows_of(calls, gradients[name]) if gradients else None
         values, gradient = contract_calls(
-            [forms[i] for i in mine], rows[name], calls, lin.weight
+            [forms[i] for i in mine], rows[name], own, calls, lin.weight, scratch
         )
         norms.update(zip(mine, values, strict=True))
-        sums.add_gradient(name, gradient)
+        if gradient is not None:
+            sums.add_gradient(name, gradient)
     # (n_forms, n, k) with the signs of the factors.
     table = torch.stack([norms[i] for i in range(len(forms))])
     table = table if signs is None else table * signs

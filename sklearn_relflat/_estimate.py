@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -161,7 +161,8 @@ class FormEstimator:
         n_draws, n_pairs = 1, 0
         single_draw = np.zeros(len(self.forms))
         while n_draws < limit and not self._converged(estimate):
-            sums = self._pass(Route(route.gauss_newton, route.residual, n_draws=2))
+            # The first pass knows the gradient.
+            sums = self._pass(replace(route, n_draws=2, gradient=False))
             n_pairs += 1
             share = 2 / (n_draws + 2)
             n_draws += 2

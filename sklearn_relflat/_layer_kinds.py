@@ -22,7 +22,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _linear_columns(module: nn.Module, x: Tensor) -> Tensor:
+class Scratch:
+    """Memory that is written again and again.
+
+    Fresh blocks of a few megabytes come from the system page by page, which can cost
+    more than what is done with them.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor, contiguously, over what was copied before."""
+        memory, size = self._memory, tensor.numel()
+        if memory is None or memory.numel() < size or memory.dtype != tensor.dtype:
+            memory = self._memory = tensor.new_empty(size)
+        return memory[:size].view(tensor.shape).copy_(tensor)
+
+
+def _linear_columns(
+    module: nn.Module, x: Tensor, scratch: Scratch | None = None
+) -> Tensor:
     """Features of a linear layer, (n, *positions, m) -> (n, m, P)."""
     return x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2)
 
@@ -56,7 +76,7 @@ def _padded(conv: Any, x: Tensor) -> Tensor:
     return F.pad(x, flat, mode=mode)
 
 
-def _conv_columns(conv: Any, x: Tensor) -> Tensor:
+def _conv_columns(conv: Any, x: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Patches that a convolution multiplies with its kernel, (n, m, P)."""
     # With channels last in memory, the copy of the patches is several times slower.
     x = _padded(conv, x).contiguous()
@@ -66,7 +86,10 @@ def _conv_columns(conv: Any, x: Tensor) -> Tensor:
         x = x.unfold(2 + i, width, conv.stride[i])[..., :: conv.dilation[i]]
     # (n, c, *out, *kernel) -> (n, c, *kernel, *out), the order of the flat kernel.
     order = [0, 1, *range(2 + n_dims, 2 + 2 * n_dims), *range(2, 2 + n_dims)]
-    return x.permute(order).reshape(
+    patches = x.permute(order)
+    if scratch is not None:
+        patches = scratch.copy(patches)
+    return patches.reshape(
         x.shape[0], conv.in_channels * math.prod(conv.kernel_size), -1
     )
 
@@ -83,9 +106,20 @@ def _conv_unrows(conv: Any, rows: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What the measures need to know of one kind of layer."""
+    """What the measures need to know of one kind of layer.
 
-    columns: Callable[[Any, Tensor], Tensor]
+    Attributes
+    ----------
+    columns : callable
+        ``columns(module, x, scratch=None)``: unfolded features of shape (n, m, P);
+        valid until the scratch memory is written again.
+    rows : callable
+        ``rows(module, z)``: preactivations as (n, d, P).
+    unrows : callable
+        ``unrows(module, rows, like)``: the inverse, in the shape of `like`.
+    """
+
+    columns: Callable[..., Tensor]
     rows: Callable[[Any, Tensor], Tensor]
     unrows: Callable[[Any, Tensor, Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""Weight layers as linear maps of features: names, capture, unfolding, injection.
+"""Weight layers as linear maps of features: names, capture, unfolding.
 
 The conventions are those of `_layer_kinds`. A layer that is called several times in one
 forward pass, or a weight that several modules share, has the columns of all its calls,
@@ -18,7 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sklearn_relflat._layer_kinds import LAYER_KINDS, LayerKind, layer_kind, refusal
+from sklearn_relflat._layer_kinds import (
+    LAYER_KINDS,
+    LayerKind,
+    Scratch,
+    layer_kind,
+    refusal,
+)
 from sklearn_relflat._models import TorchModel, as_torch_model
 
 
@@ -49,13 +55,15 @@ class WeightLayer:
     @property
     def weight(self) -> Tensor:
         """Weight as a matrix of shape (n_neurons, n_features), detached."""
-        weight: Tensor = getattr(self.modules[0], "weight")  # noqa: B009 - untyped
+        module: Any = self.modules[0]
+        weight: Tensor = module.weight
         return weight.detach().flatten(1)
 
     @property
     def bias(self) -> Tensor | None:
         """Bias of shape (n_neurons,), detached, or None."""
-        bias: Tensor | None = getattr(self.modules[0], "bias")  # noqa: B009 - untyped
+        module: Any = self.modules[0]
+        bias: Tensor | None = module.bias
         return None if bias is None else bias.detach()
 
     @property
@@ -221,10 +229,17 @@ class LayerCall:
     def _batch_first(self, tensor: Tensor) -> Tensor:
         return tensor.movedim(self.batch_dim, 0)
 
-    def columns(self, *, live: bool = False, samples: slice = slice(None)) -> Tensor:
+    def columns(
+        self,
+        *,
+        live: bool = False,
+        samples: slice = slice(None),
+        scratch: Scratch | None = None,
+    ) -> Tensor:
         """Unfolded features, (n, m, P); live: in the graph, as the head sees them."""
         inputs = self.inputs if live else self.inputs.detach()
-        return self.kind.columns(self.module, self._batch_first(inputs)[samples])
+        inputs = self._batch_first(inputs)[samples]
+        return self.kind.columns(self.module, inputs, scratch)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Tensor of the preactivations' shape as (n, d, P)."""
@@ -425,34 +440,3 @@ def is_output(call: LayerCall, outputs: Tensor) -> bool:
         and call.n_positions == 1
         and torch.equal(outputs.reshape(n, -1), z.reshape(n, -1))
     )
-
-
-@contextmanager
-def inject(layer: WeightLayer, features: list[Tensor]) -> Iterator[None]:
-    """Replace what enters a layer in the next forward pass.
-
-    Parameters
-    ----------
-    layer : WeightLayer
-        The layer.
-    features : list of Tensor
-        The input of each of its calls, in order of time, in the calls' own shape.
-
-    Yields
-    ------
-    None
-        While the replacement is in force.
-    """
-    queue = list(features)
-
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        new = queue.pop(0)
-        if args:
-            return (new, *args[1:]), kwargs
-        return args, {**kwargs, "input": new}
-
-    with ExitStack() as stack:
-        for module in layer.modules:
-            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield

@@ -10,6 +10,7 @@ pulled back to a layer it has the preactivations' shape, or (n, d, P) as rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from sklearn_relflat._autograd_graph import (
     has_undefined_derivative,
     is_piecewise_linear,
 )
+from sklearn_relflat._layer_kinds import Scratch
 from sklearn_relflat._layers import Capture, LayerCall, WeightLayer, check_calls
 from sklearn_relflat._models import Batch, TorchModel
 
@@ -203,12 +205,43 @@ def unrows_of(calls: list[LayerCall], rows: Tensor) -> list[Tensor]:
     return [call.unrows(part) for call, part in zip(calls, parts, strict=True)]
 
 
-def columns_of(
-    calls: list[LayerCall], *, live: bool = False, samples: slice = slice(None)
-) -> Tensor:
+def columns_of(calls: list[LayerCall], *, live: bool = False) -> Tensor:
     """Features of a layer's calls side by side, (n, m, P); live: in the graph."""
-    parts = [call.columns(live=live, samples=samples) for call in calls]
+    parts = [call.columns(live=live) for call in calls]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def blocks_of(
+    calls: list[LayerCall], numbers: int, scratch: Scratch
+) -> Iterator[tuple[slice, Tensor]]:
+    """Features of a layer's calls, unfolded for a few samples at a time.
+
+    Parameters
+    ----------
+    calls : list of LayerCall
+        The calls.
+    numbers : int
+        Numbers that a block may hold, if that is one sample at least.
+    scratch : Scratch
+        Where they are written if there is one call.
+
+    Yields
+    ------
+    samples : slice
+        Which samples.
+    phi : Tensor of shape (n, m, P)
+        Their features, valid until the next block is read.
+    """
+    one, n_samples = slice(0, 1), calls[0].n_samples
+    per_sample = sum(call.columns(samples=one).numel() for call in calls)
+    step = max(1, numbers // per_sample)
+    for start in range(0, n_samples, step):
+        part = slice(start, min(start + step, n_samples))
+        if len(calls) == 1:
+            yield part, calls[0].columns(samples=part, scratch=scratch)
+        else:
+            parts = [call.columns(samples=part) for call in calls]
+            yield part, torch.cat(parts, dim=2)
 
 
 # ---------------------------------------------------------------------------

@@ -92,10 +92,11 @@ def neuron_blocks(
                     gradients = probe.gradients
                     if not sums.smooth:
                         sums.smooth = not probe.is_piecewise_linear(generator)
-                rows, signs = pull_back_factors(lin, pairs, gradients)
+                rows, signs = pull_back_factors(lin, pairs)
                 # (n, k + 1, d, m): every factor's gradient, the loss's own last.
-                weights = wide(rows[layer.name].flatten(1, 2) @ phi.transpose(1, 2))
-                weights = weights.unflatten(1, (-1, d))
+                own = rows_of(calls, gradients[layer.name])
+                flat = torch.cat([*rows[layer.name], own], dim=1)
+                weights = wide(flat @ phi.transpose(1, 2)).unflatten(1, (-1, d))
                 sums.add_gradient(
                     layer.name, torch.einsum("n,ndm->dm", lin.weight, weights[:, -1])
                 )

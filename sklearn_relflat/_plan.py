@@ -24,7 +24,7 @@ from sklearn_relflat._quadratic_forms import QuadraticForm
 # Numbers that one chunk of samples may hold in unfolded features and cotangents: about
 # the size from which larger chunks no longer made LeNet5 faster on a CPU; a GPU wants
 # more.
-_CHUNK_NUMBERS = {"cpu": 2**24, "other": 2**28}
+_CHUNK_NUMBERS = {"cpu": 2**25, "other": 2**28}
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,18 @@ d neurons, r columns of L, m features, P positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sklearn_relflat._layer_kinds import Scratch
 from sklearn_relflat._layers import LayerCall, WeightLayer
 from sklearn_relflat._linearization import (
     Linearization,
     ResidualProbe,
+    blocks_of,
     columns_of,
     rows_of,
     unrows_of,
@@ -90,8 +93,7 @@ def scaled(phi: Tensor, form: QuadraticForm) -> Tensor:
 def pull_back_factors(
     lin: Linearization,
     pairs: list[tuple[Tensor, Tensor | None]],
-    gradients: dict[str, list[Tensor]],
-) -> tuple[dict[str, Tensor], Tensor | None]:
+) -> tuple[dict[str, list[Tensor]], Tensor | None]:
     """Pull factors back to every layer.
 
     Parameters
@@ -100,19 +102,17 @@ def pull_back_factors(
         The forward pass.
     pairs : list of (Tensor, Tensor or None)
         Factors c_k in the outputs and their signs.
-    gradients : dict of str to list of Tensor
-        Gradient of each sample's loss at the layers' calls.
 
     Returns
     -------
-    rows : dict of str to Tensor of shape (n, k + 1, d, P)
-        T_ik, with the gradient as the last one.
+    rows : dict of str to list of Tensor of shape (n, d, P)
+        T_ik for k = 1, 2, ...
     signs : Tensor of shape (n, k) or None
         None where all signs are +1.
     """
-    pulled = [*(lin.pull_back(c) for c, _ in pairs), gradients]
+    pulled = [lin.pull_back(c) for c, _ in pairs]
     rows = {
-        name: torch.stack([rows_of(calls, p[name]) for p in pulled], dim=1)
+        name: [rows_of(calls, p[name]) for p in pulled]
         for name, calls in lin.calls.items()
     }
     if all(s is None for _, s in pairs):
@@ -121,106 +121,116 @@ def pull_back_factors(
     return rows, torch.stack([ones if s is None else s for _, s in pairs], dim=1)
 
 
-def contract(
-    forms: list[QuadraticForm], rows: Tensor, phi: Tensor, weight: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """Contract cotangents with features, in the cheapest of three orders.
+def contract_calls(
+    forms: list[QuadraticForm],
+    factors: list[Tensor],
+    gradient: Tensor | None,
+    calls: list[LayerCall],
+    weight: Tensor,
+    scratch: Scratch,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Contract cotangents with the features of a layer's calls.
+
+    In the cheapest of three orders. Where there are several positions, the features
+    are unfolded for a few samples at a time: a block that leaves the cache costs more
+    than its arithmetic.
 
     Parameters
     ----------
     forms : list of QuadraticForm
         Forms of one layer.
-    rows : Tensor of shape (n, k + 1, d, P)
-        Factors and gradient, from `pull_back_factors`.
-    phi : Tensor of shape (n, m, P)
-        Features.
+    factors : list of Tensor of shape (n, d, P)
+        The k factors, from `pull_back_factors`.
+    gradient : Tensor of shape (n, d, P) or None
+        Gradient of each sample's loss, if it is wanted.
+    calls : list of LayerCall
+        The layer's calls.
     weight : Tensor of shape (n,)
         Sample weights of the gradient.
+    scratch : Scratch
+        Memory for the features.
 
     Returns
     -------
     norms : list of Tensor of shape (n, k)
         || L^T T_ik Phi_i^T diag(1/sigma) ||_F^2 for each form, wide.
-    gradient : Tensor of shape (d, m)
+    gradient : Tensor of shape (d, m) or None
         Weighted sum of the samples' gradients in the weight, wide.
     """
-    _, k, d, n_positions = rows.shape
-    m = phi.shape[1]
-    factors, gradient = rows[:, :-1], rows[:, -1]
-    gradient = gradient * weight.to(gradient.dtype)[:, None, None]
+    if gradient is not None:
+        gradient = gradient * weight.to(gradient.dtype)[:, None, None]
+    rows = factors if gradient is None else [*factors, gradient]
+    n, d, n_positions = rows[0].shape
+    k, m = len(rows), forms[0].layer.n_features
     if n_positions == 1:
-        flat = phi[:, :, 0]
-        norms = [
-            _left_square(form, factors[..., 0]).sum(2)
-            * wide(scaled(phi, form)).square().sum((1, 2))[:, None]
-            for form in forms
-        ]
-        return norms, wide(gradient[:, :, 0].T @ flat)
-    gram_cost = n_positions * (m + k * d) * len(forms)
-    if gram_cost < k * d * m:
-        norms = []
-        for form in forms:
-            local = scaled(phi, form)
-            gram = (local.transpose(1, 2) @ local)[:, None]
-            left = form.factor.T @ factors
-            norms.append(wide(((left @ gram) * left).sum((2, 3))))
-        return norms, wide((gradient @ phi.transpose(1, 2)).sum(0))
-    # The gradient rides along: the features are read once for all rows.
-    gradients = (rows.flatten(1, 2) @ phi.transpose(1, 2)).unflatten(1, (k, d))
-    norms = [_left_norms(form, gradients[:, :-1]) for form in forms]
-    weighted = weight.to(phi.dtype) @ gradients[:, -1].flatten(1)
-    return norms, wide(weighted.reshape(d, m))
-
-
-def contract_calls(
-    forms: list[QuadraticForm],
-    rows: Tensor,
-    calls: list[LayerCall],
-    weight: Tensor,
-) -> tuple[list[Tensor], Tensor]:
-    """Contract cotangents with the features of a layer's calls.
-
-    Features are unfolded for a few samples at a time: a block that leaves the cache
-    costs more than its arithmetic.
-
-    Parameters
-    ----------
-    forms : list of QuadraticForm
-        Forms of one layer.
-    rows : Tensor of shape (n, k + 1, d, P)
-        Factors and gradient, from `pull_back_factors`.
-    calls : list of LayerCall
-        The layer's calls.
-    weight : Tensor of shape (n,)
-        Sample weights of the gradient.
-
-    Returns
-    -------
-    norms, gradient : list of Tensor and Tensor
-        As `contract` returns them.
-    """
-    numbers = forms[0].layer.n_features * rows.shape[-1]
-    budget = _COLUMN_NUMBERS["cpu" if rows.device.type == "cpu" else "other"]
-    size = max(1, budget // numbers)
-    parts = [
-        contract(forms, rows[part], columns_of(calls, samples=part), weight[part])
-        for part in (slice(i, i + size) for i in range(0, len(rows), size))
+        return _contract_vectors(forms, factors, gradient, columns_of(calls))
+    numbers = _COLUMN_NUMBERS["cpu" if weight.device.type == "cpu" else "other"]
+    blocks = blocks_of(calls, numbers, scratch)
+    if n_positions * (m + k * d) * len(forms) < k * d * m:
+        return _contract_grams(forms, factors, gradient, blocks)
+    # The gradient rides along: the features are read once for all rows. The products
+    # are no more numbers than rows and features, or the other order were cheaper.
+    flat = torch.cat(rows, dim=1)
+    products = flat.new_empty(n, k * d, m)
+    for part, phi in blocks:
+        torch.bmm(flat[part], phi.transpose(1, 2), out=products[part])
+    parts = products.split(d, dim=1)
+    norms = [
+        _stacked_squares([_left(form, g).flatten(1) for g in parts[: len(factors)]])
+        for form in forms
     ]
-    norms = [torch.cat(values) for values in zip(*(v for v, _ in parts), strict=True)]
-    return norms, torch.stack([gradient for _, gradient in parts]).sum(0)
+    return norms, None if gradient is None else wide(parts[-1].sum(0))
 
 
-def _left_square(form: QuadraticForm, rows: Tensor) -> Tensor:
-    """Squares of L^T T for cotangents (n, k, d), wide."""
-    return wide(rows @ form.factor).square()
+def _contract_vectors(
+    forms: list[QuadraticForm],
+    factors: list[Tensor],
+    gradient: Tensor | None,
+    phi: Tensor,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Contract where there is one position: norms of products are those of factors."""
+    norms = [
+        _stacked_squares([row[..., 0] @ form.factor for row in factors])
+        * _stacked_squares([scaled(phi, form)[..., 0]])
+        for form in forms
+    ]
+    total = None if gradient is None else wide(gradient[..., 0].T @ phi[..., 0])
+    return norms, total
 
 
-def _left_norms(form: QuadraticForm, gradients: Tensor) -> Tensor:
-    """Squared norms of L^T D diag(1/sigma) for gradients (n, k, d, m), wide."""
+def _contract_grams(
+    forms: list[QuadraticForm],
+    factors: list[Tensor],
+    gradient: Tensor | None,
+    blocks: Iterator[tuple[slice, Tensor]],
+) -> tuple[list[Tensor], Tensor | None]:
+    """Contract by way of Phi^T Phi, for few positions and many features."""
+    norms: list[list[Tensor]] = [[] for _ in forms]
+    totals = []
+    for part, phi in blocks:
+        for form, values in zip(forms, norms, strict=True):
+            local = scaled(phi, form)
+            gram = local.transpose(1, 2) @ local
+            lefts = [form.factor.T @ row[part] for row in factors]
+            inner = [((left @ gram) * left).sum((1, 2)) for left in lefts]
+            values.append(wide(torch.stack(inner, dim=1)))
+        if gradient is not None:
+            totals.append(wide((gradient[part] @ phi.transpose(1, 2)).sum(0)))
+    total = torch.stack(totals).sum(0) if totals else None
+    return [torch.cat(values) for values in norms], total
+
+
+def _left(form: QuadraticForm, gradients: Tensor) -> Tensor:
+    """L^T D diag(1/sigma) for gradients D of shape (n, d, m)."""
     left = form.factor.T @ gradients
-    if form.inverse_scale is not None:
-        left = left * form.inverse_scale
-    return wide(left.square().sum((2, 3)))
+    return left if form.inverse_scale is None else left * form.inverse_scale
+
+
+def _stacked_squares(vectors: list[Tensor]) -> Tensor:
+    """Squared norms of k tensors of shape (n, size), as (n, k), wide."""
+    # One at a time, as large temporaries cost more than the arithmetic.
+    norms = [torch.linalg.vector_norm(values, dim=1) for values in vectors]
+    return wide(torch.stack(norms, dim=1)).square()
 
 
 # ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Names, unfolding, capture and injection of weight layers."""
+"""Names, unfolding and capture of weight layers."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from sklearn_relflat._layer_kinds import LAYER_KINDS, layer_kind
 from sklearn_relflat._layers import (
     capture,
     find_layer,
-    inject,
     unsupported_layers,
     weight_layers,
 )
@@ -246,24 +245,6 @@ def test_tokens_first_inside_attention():
         assert seen[name][0].n_samples == len(X)
         assert seen[name][0].columns().shape == (len(X), 4, 3)
     assert isinstance(net.module_, Encoder)
-
-
-@pytest.mark.parametrize("case_id", ["relu", "conv2d", "recurrent", "dict", "skip"])
-def test_injected_features_reach_the_head(case_id):
-    case = BY_ID[case_id]
-    net, (X, _) = case.fitted(), case.data()
-    view = as_torch_model(net)
-    layer = find_layer(view, case.layers[0])
-    with view.measuring(), torch.no_grad():
-        expected = view.outputs(X)
-        with capture(view, {layer.name: layer}, differentiable=False) as seen:
-            view.outputs(X)
-            features = [call.inputs.clone() for call in seen[layer.name]]
-        with inject(layer, features):
-            torch.testing.assert_close(view.outputs(X), expected)
-        with inject(layer, [2 * x for x in features]):
-            assert not torch.allclose(view.outputs(X), expected)
-        torch.testing.assert_close(view.outputs(X), expected)
 
 
 def test_features_are_those_of_a_forward_pre_hook():

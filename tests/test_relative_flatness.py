@@ -234,7 +234,7 @@ def test_batches_do_not_matter(case_id, normalize):
 
 def test_chunks_do_not_matter(monkeypatch):
     expected = measure("conv2d", "0").value
-    monkeypatch.setattr("sklearn_relflat._curvature._CHUNK_NUMBERS", {"cpu": 1})
+    monkeypatch.setattr("sklearn_relflat._plan._CHUNK_NUMBERS", {"cpu": 1})
     assert measure("conv2d", "0").value == pytest.approx(expected, rel=1e-12)
 
 
