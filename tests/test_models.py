@@ -48,8 +48,11 @@ from skorch import (
 from skorch.helper import SliceDataset, SliceDict
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from sklearn_relflat import relative_flatness
+from sklearn_relflat._batches import Batch, chunks
 from sklearn_relflat._models import as_torch_model
 
 N, M, K = 70, 4, 3
@@ -749,6 +752,114 @@ def test_batches_of_a_net(name):
         torch.testing.assert_close(all_targets(batches), torch.tensor(INDEX))
     next(iter(source))
     assert [batch.start for batch in source] == [0, 32, 64]
+
+
+@pytest.mark.parametrize("name", net_data())
+def test_a_look_at_the_first_samples(name):
+    options, inputs, y = net_data()[name]
+    net = make_net(Dense(), criterion=nn.CrossEntropyLoss, **options)
+    source = as_torch_model(net).batches(inputs, y)
+    for size in (2, 100):
+        batch = source.first(size)
+        n_samples = min(size, 32)
+        assert (batch.start, batch.n_samples) == (0, n_samples)
+        torch.testing.assert_close(batch.inputs, XT[:n_samples])
+        torch.testing.assert_close(batch.y, torch.tensor(INDEX[:n_samples]))
+    assert [batch.start for batch in source] == [0, 32, 64]
+
+
+def test_a_look_reads_no_more_than_it_returns():
+    read = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            read.append(rows)
+            return np.asarray(self)[rows]
+
+    net = make_net(Dense(), criterion=nn.CrossEntropyLoss)
+    as_torch_model(net).batches(X32.view(Watched), INDEX).first(2)
+    assert read == [slice(0, 2)]
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_parts_of_a_batch(start):
+    lengths = [2, 5, 1, 4, 3]
+    sequences = [torch.randn(length, M) for length in lengths]
+    batch = Batch(
+        inputs={
+            "dense": XT[:5],
+            "tokens": [torch.arange(5), torch.arange(10).reshape(5, 2)],
+            "packed": pack_sequence(sequences, enforce_sorted=False),
+            "flag": "fast",
+        },
+        y=torch.tensor(INDEX[:5]),
+        sample_weight=torch.arange(5.0),
+        start=7,
+        n_samples=5,
+    )
+    part = batch.slice(start, start + 2)
+    rows = slice(start, start + 2)
+    assert (part.start, part.n_samples) == (7 + start, 2)
+    assert part.inputs["flag"] == "fast"
+    assert torch.equal(part.inputs["dense"], XT[rows])
+    assert torch.equal(part.inputs["tokens"][1], torch.arange(10).reshape(5, 2)[rows])
+    for found, expected in zip(
+        unpack_sequence(part.inputs["packed"]), sequences[rows], strict=True
+    ):
+        assert torch.equal(found, expected)
+    assert torch.equal(part.sample_weight, torch.arange(5.0)[rows])
+    assert batch.slice(4, 9).n_samples == 1
+
+
+def test_chunks_of_batches_are_of_about_equal_size():
+    net = make_net(Dense(), criterion=nn.CrossEntropyLoss)
+    source = as_torch_model(net).batches(X32, INDEX)
+    parts = list(chunks(source, 10))
+    assert [part.n_samples for part in parts] == [8] * 8 + [6]
+    assert [part.start for part in parts] == [*range(0, 64, 8), 64]
+    torch.testing.assert_close(torch.cat([part.inputs for part in parts]), XT)
+
+
+def test_a_net_on_packed_sequences():
+    lengths = RNG.integers(1, 6, size=N)
+
+    class Sequences(Dataset):
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index):
+            return XT[index].repeat(int(lengths[index]), 1), INDEX[index]
+
+    def collate(items):
+        sequences, labels = zip(*items, strict=True)
+        packed = pack_sequence(sequences, enforce_sorted=False)
+        return packed, torch.tensor(labels)
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRU(M, 4)
+            self.out = nn.Linear(4, K)
+
+        def forward(self, sequences):
+            return self.out(self.cell(sequences)[1][0])
+
+    net = make_net(
+        Recurrent,
+        criterion=nn.CrossEntropyLoss,
+        iterator_valid__collate_fn=collate,
+    )
+    result = relative_flatness(net, Sequences(), None)
+    with torch.no_grad():
+        packed, _ = collate([Sequences()[i] for i in range(N)])
+        phi = net.module_.cell(packed)[1][0]
+        p = torch.softmax(net.module_.out(phi), 1)
+        weight = net.module_.out.weight
+        mean = p @ weight
+        spread = (p @ weight.square()).sum(1) - mean.square().sum(1)
+        expected = (phi.square().sum(1) * spread).mean()
+    assert result.layer == "out"
+    assert result.value == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_one_batch_of_all_samples():

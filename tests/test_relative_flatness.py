@@ -232,10 +232,59 @@ def test_batches_do_not_matter(case_id, normalize):
     assert ragged == pytest.approx(whole, rel=1e-11)
 
 
-def test_chunks_do_not_matter(monkeypatch):
-    expected = measure("conv2d", "0").value
-    monkeypatch.setattr("sklearn_relflat._plan._CHUNK_NUMBERS", {"cpu": 1})
-    assert measure("conv2d", "0").value == pytest.approx(expected, rel=1e-12)
+# Convolutions in both orders of the contraction, tokens, repeated calls, and output
+# layers, whose batches are treated together.
+@pytest.mark.parametrize(
+    ("case_id", "layer"),
+    [
+        ("conv2d", "0"),
+        ("conv1d", "3"),
+        ("tokens", "0"),
+        ("recurrent", "inner"),
+        ("tied", "first"),
+        ("weights", "4"),
+        ("ignore", "2"),
+        ("mse", "4"),
+    ],
+)
+@pytest.mark.parametrize(
+    "size",
+    [
+        "_plan._CHUNK_NUMBERS",
+        "_quadratic_forms._COLUMN_NUMBERS",
+        "_closed_form._GROUP_NUMBERS",
+    ],
+)
+def test_sizes_of_chunks_do_not_matter(case_id, layer, size, monkeypatch):
+    case = BY_ID[case_id]
+    X, y = case.data()
+    whole, cut = case.fitted(), case.fitted(batch_size=4)
+    options = {"layer": layer, "per_sample": True}
+    expected = relative_flatness(whole, X, y, **options)
+    monkeypatch.setattr(f"sklearn_relflat.{size}", {"cpu": 1})
+    result = relative_flatness(cut, X, y, **options)
+    assert result.value == pytest.approx(expected.value, rel=1e-12)
+    assert result.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-12)
+    np.testing.assert_allclose(result.per_sample, expected.per_sample, rtol=1e-9)
+
+
+def test_a_loss_that_overflows_names_its_sample_among_joined_batches():
+    case = BY_ID["mse"]
+    X, y = case.data()
+    y = y.clone()
+    y[6] = 1e200
+    with pytest.raises(ValueError, match=r"finite loss.*samples \[6\]"):
+        relative_flatness(case.fitted(batch_size=4), X, y)
+
+
+@pytest.mark.parametrize("case_id", ["tanh", "conv2d"])
+def test_further_passes_of_sampling_keep_the_gradient_of_the_first(case_id):
+    options = {"method": "sampled", "random_state": 0}
+    once = measure(case_id, "0", rtol=10.0, **options)
+    often = measure(case_id, "0", rtol=0.0, **options)
+    assert often.gradient_norm == once.gradient_norm
+    assert often.mean_loss == once.mean_loss
+    assert often.value != once.value
 
 
 @cases_and_layers
