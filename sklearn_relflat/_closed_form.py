@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._batches import Batch, BatchSource
+from sklearn_relflat._capture import capture
 from sklearn_relflat._curvature import FormSums, RiskSums
-from sklearn_relflat._layers import WeightLayer, capture
+from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._linearization import LossPoint, columns_of, run_layers, wide
 from sklearn_relflat._models import TorchModel
 from sklearn_relflat._quadratic_forms import QuadraticForm, scaled

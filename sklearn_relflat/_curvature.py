@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._batches import BatchSource, chunks
-from sklearn_relflat._layer_kinds import Scratch
-from sklearn_relflat._layers import capture
+from sklearn_relflat._capture import OverwrittenError, capture
 from sklearn_relflat._linearization import (
     Linearization,
     LossPoint,
     ResidualProbe,
+    Scratch,
     columns_of,
     rows_of,
 )
@@ -192,12 +192,35 @@ def curvature_sums(
     sums : RiskSums
         The sums.
     """
+    state = generator.get_state()
+    try:
+        return _one_pass(
+            view, source, forms, plan, route, generator, keep, copies=plan.in_place
+        )
+    except OverwrittenError:
+        # The look at two samples did not tell that the module works in place.
+        generator.set_state(state)
+        return _one_pass(view, source, forms, plan, route, generator, keep, copies=True)
+
+
+def _one_pass(
+    view: TorchModel,
+    source: BatchSource,
+    forms: list[QuadraticForm],
+    plan: Plan,
+    route: Route,
+    generator: torch.Generator,
+    keep: bool,
+    *,
+    copies: bool,
+) -> RiskSums:
+    """One pass over the data, with or without copies of what is captured."""
     layers = {form.layer.name: form.layer for form in forms}
     sums = RiskSums([FormSums() for _ in forms])
     n_factors = plan.n_factors if route.gauss_newton == "exact" else route.n_draws
     size = plan.chunk_size(layers, view.device, n_factors)
     scratch = Scratch()
-    with capture(view, layers, differentiable=True) as seen:
+    with capture(view, layers, differentiable=True, copies=copies) as seen:
         for batch in chunks(source, size):
             with torch.no_grad():
                 lin = Linearization(view, batch, seen, layers)
@@ -206,6 +229,9 @@ def curvature_sums(
             if keep:
                 for form_sums, value in zip(sums.forms, draws.mean(0), strict=True):
                     form_sums.values.append(value * lin.weight)
+            # The graph of one chunk makes room for that of the next.
+            seen.clear()
+            del lin
     return sums
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_relflat._layers import WeightLayer, capture, check_calls
+from sklearn_relflat._capture import capture, check_calls
+from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._linearization import columns_of, wide
 from sklearn_relflat._models import TorchModel
 

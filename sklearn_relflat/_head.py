@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sklearn_relflat._capture import capture
 from sklearn_relflat._inputs import map_tree
-from sklearn_relflat._layers import WeightLayer, capture
+from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._linearization import Linearization, columns_of, wide
 from sklearn_relflat._models import Batch
 from sklearn_relflat._prefix_memory import PrefixMemory

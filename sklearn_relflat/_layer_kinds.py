@@ -13,7 +13,6 @@ modules share, has the columns of all its calls, one after the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,27 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Scratch:
-    """Memory that is written again and again.
-
-    Fresh blocks of a few megabytes come from the system page by page, which can cost
-    more than what is done with them.
-    """
-
-    def __init__(self) -> None:
-        self._memory: Tensor | None = None
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor, contiguously, over what was copied before."""
-        memory, size = self._memory, tensor.numel()
-        if memory is None or memory.numel() < size or memory.dtype != tensor.dtype:
-            memory = self._memory = tensor.new_empty(size)
-        return memory[:size].view(tensor.shape).copy_(tensor)
-
-
-def _linear_columns(
-    module: nn.Module, x: Tensor, scratch: Scratch | None = None
-) -> Tensor:
+def _linear_patches(module: nn.Module, x: Tensor) -> Tensor:
     """Features of a linear layer, (n, *positions, m) -> (n, m, P)."""
     return x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2)
 
@@ -76,8 +55,8 @@ def _padded(conv: Any, x: Tensor) -> Tensor:
     return F.pad(x, flat, mode=mode)
 
 
-def _conv_columns(conv: Any, x: Tensor, scratch: Scratch | None = None) -> Tensor:
-    """Patches that a convolution multiplies with its kernel, (n, m, P)."""
+def _conv_patches(conv: Any, x: Tensor) -> Tensor:
+    """Patches that a convolution multiplies with its kernel, as one strided view."""
     # With channels last in memory, the copy of the patches is several times slower.
     x = _padded(conv, x).contiguous()
     n_dims = len(conv.kernel_size)
@@ -86,12 +65,7 @@ def _conv_columns(conv: Any, x: Tensor, scratch: Scratch | None = None) -> Tenso
         x = x.unfold(2 + i, width, conv.stride[i])[..., :: conv.dilation[i]]
     # (n, c, *out, *kernel) -> (n, c, *kernel, *out), the order of the flat kernel.
     order = [0, 1, *range(2 + n_dims, 2 + 2 * n_dims), *range(2, 2 + n_dims)]
-    patches = x.permute(order)
-    if scratch is not None:
-        patches = scratch.copy(patches)
-    return patches.reshape(
-        x.shape[0], conv.in_channels * math.prod(conv.kernel_size), -1
-    )
+    return x.permute(order)
 
 
 def _conv_rows(conv: Any, z: Tensor) -> Tensor:
@@ -110,22 +84,26 @@ class LayerKind:
 
     Attributes
     ----------
-    columns : callable
-        ``columns(module, x, scratch=None)``: unfolded features of shape (n, m, P);
-        valid until the scratch memory is written again.
+    patches : callable
+        ``patches(module, x)``: features of shape (n, m, P), where m and P may each be
+        several dimensions of a view in which numbers occur repeatedly.
     rows : callable
         ``rows(module, z)``: preactivations as (n, d, P).
     unrows : callable
         ``unrows(module, rows, like)``: the inverse, in the shape of `like`.
     """
 
-    columns: Callable[..., Tensor]
+    patches: Callable[[Any, Tensor], Tensor]
     rows: Callable[[Any, Tensor], Tensor]
     unrows: Callable[[Any, Tensor, Tensor], Tensor]
 
+    def columns(self, module: Any, x: Tensor) -> Tensor:
+        """Unfolded features of shape (n, m, P)."""
+        return self.patches(module, x).reshape(len(x), module.weight[0].numel(), -1)
 
-_LINEAR = LayerKind(_linear_columns, _linear_rows, _linear_unrows)
-_CONV = LayerKind(_conv_columns, _conv_rows, _conv_unrows)
+
+_LINEAR = LayerKind(_linear_patches, _linear_rows, _linear_unrows)
+_CONV = LayerKind(_conv_patches, _conv_rows, _conv_unrows)
 
 #: The supported layers. A new kind of layer is one row.
 LAYER_KINDS: dict[type[nn.Module], LayerKind] = {

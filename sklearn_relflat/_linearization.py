@@ -19,8 +19,8 @@ from sklearn_relflat._autograd_graph import (
     has_undefined_derivative,
     is_piecewise_linear,
 )
-from sklearn_relflat._layer_kinds import Scratch
-from sklearn_relflat._layers import Capture, LayerCall, WeightLayer, check_calls
+from sklearn_relflat._capture import Capture, LayerCall, check_calls
+from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._models import Batch, TorchModel
 
 
@@ -133,9 +133,10 @@ def run_layers(
     ------
     ValueError
         If an output is not finite, or a layer was not applied sample by sample.
+    OverwrittenError
+        If the module overwrites what was captured without a copy.
     """
-    seen.clear()
-    outputs = view.outputs(batch.inputs)
+    outputs = seen.run(view, batch.inputs)
     view.check_outputs(outputs, batch)
     check_calls(seen, layers, batch.n_samples)
     return outputs, {name: seen[name] for name in layers}
@@ -211,8 +212,27 @@ def columns_of(calls: list[LayerCall], *, live: bool = False) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+class Scratch:
+    """Memory that is written again and again.
+
+    Fresh blocks of a few megabytes come from the system page by page, which can cost
+    more than what is done with them.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def empty(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Give memory in some shape, over what was given for the same use before."""
+        size = math.prod(shape)
+        memory = self._memory.get(use)
+        if memory is None or memory.numel() < size or memory.dtype != like.dtype:
+            memory = self._memory[use] = like.new_empty(size)
+        return memory[:size].view(shape)
+
+
 def blocks_of(
-    calls: list[LayerCall], numbers: int, scratch: Scratch
+    calls: list[LayerCall], n_features: int, numbers: int, scratch: Scratch
 ) -> Iterator[tuple[slice, Tensor]]:
     """Features of a layer's calls, unfolded for a few samples at a time.
 
@@ -220,10 +240,12 @@ def blocks_of(
     ----------
     calls : list of LayerCall
         The calls.
+    n_features : int
+        Number of features m.
     numbers : int
         Numbers that a block may hold, if that is one sample at least.
     scratch : Scratch
-        Where they are written if there is one call.
+        Where the patches of a convolution are written.
 
     Yields
     ------
@@ -232,16 +254,17 @@ def blocks_of(
     phi : Tensor of shape (n, m, P)
         Their features, valid until the next block is read.
     """
-    one, n_samples = slice(0, 1), calls[0].n_samples
-    per_sample = sum(call.columns(samples=one).numel() for call in calls)
-    step = max(1, numbers // per_sample)
+    # Several calls of a convolution share no memory that could be written twice.
+    patches = calls[0].patches() if len(calls) == 1 else columns_of(calls)
+    n_samples = len(patches)
+    step = max(1, numbers * n_samples // patches.numel())
     for start in range(0, n_samples, step):
         part = slice(start, min(start + step, n_samples))
-        if len(calls) == 1:
-            yield part, calls[0].columns(samples=part, scratch=scratch)
-        else:
-            parts = [call.columns(samples=part) for call in calls]
-            yield part, torch.cat(parts, dim=2)
+        phi = patches[part]
+        if phi.dim() > 3:
+            phi = scratch.empty("features", phi.shape, phi).copy_(phi)
+            phi = phi.view(len(phi), n_features, -1)
+        yield part, phi
 
 
 # ---------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._batches import chunks
+from sklearn_relflat._capture import capture
 from sklearn_relflat._curvature import FormSums, RiskSums
-from sklearn_relflat._layers import WeightLayer, capture
+from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._linearization import (
     Linearization,
     ResidualProbe,

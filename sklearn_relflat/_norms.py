@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_relflat._layers import capture
+from sklearn_relflat._capture import capture
 from sklearn_relflat._linearization import Linearization, wide
 from sklearn_relflat._measurement import ALL_LAYERS, Measurement
 from sklearn_relflat._problem import Problem, open_problem, risk_of

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from sklearn_relflat._batches import BatchSource
+from sklearn_relflat._capture import capture, check_calls, is_output
 from sklearn_relflat._inputs import is_finite
 from sklearn_relflat._layers import (
     WeightLayer,
-    capture,
-    check_calls,
     find_layer,
-    is_output,
     unsupported_layers,
     weight_layers,
 )
@@ -43,6 +41,8 @@ class Plan:
         Positions of each layer, summed over its calls.
     output_layer : str or None
         The layer whose preactivations are the raw outputs.
+    in_place : bool
+        Whether the module overwrites features or preactivations of a layer.
     """
 
     order: tuple[str, ...]
@@ -50,6 +50,7 @@ class Plan:
     n_calls: dict[str, int]
     n_positions: dict[str, int]
     output_layer: str | None
+    in_place: bool
 
     def only(self, name: str) -> Plan:
         """Keep one of the layers."""
@@ -59,6 +60,7 @@ class Plan:
             {name: self.n_calls[name]},
             {name: self.n_positions[name]},
             name if name == self.output_layer else None,
+            self.in_place,
         )
 
     def n_residual_probes(self, form: QuadraticForm) -> int:
@@ -106,8 +108,9 @@ def make_plan(
         What was seen.
     """
     batch = source.first(2)
-    with capture(view, layers, differentiable=False) as seen:
+    with capture(view, layers, differentiable=False, copies=False) as seen:
         outputs = view.outputs(batch.inputs)
+        in_place = seen.is_overwritten
         called = {name: layer for name, layer in layers.items() if name in seen.calls}
         check_calls(seen, layers if required else called, batch.n_samples)
         n_positions = {
@@ -119,7 +122,8 @@ def make_plan(
             order[-1] if len(last) == 1 and is_output(last[0], outputs) else None
         )
         n_calls = {name: len(seen[name]) for name in called}
-    return Plan(order, view.loss.n_factors(outputs), n_calls, n_positions, output_layer)
+    n_factors = view.loss.n_factors(outputs)
+    return Plan(order, n_factors, n_calls, n_positions, output_layer, in_place)
 
 
 def plan_layers(

@@ -22,17 +22,18 @@ d neurons, r columns of L, m features, P positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sklearn_relflat._layer_kinds import Scratch
-from sklearn_relflat._layers import LayerCall, WeightLayer
+from sklearn_relflat._capture import LayerCall
+from sklearn_relflat._layers import WeightLayer
 from sklearn_relflat._linearization import (
     Linearization,
     ResidualProbe,
+    Scratch,
     blocks_of,
     columns_of,
     rows_of,
@@ -157,29 +158,30 @@ def contract_calls(
     gradient : Tensor of shape (d, m) or None
         Weighted sum of the samples' gradients in the weight, wide.
     """
-    if gradient is not None:
-        gradient = gradient * weight.to(gradient.dtype)[:, None, None]
     rows = factors if gradient is None else [*factors, gradient]
     n, d, n_positions = rows[0].shape
     k, m = len(rows), forms[0].layer.n_features
+    weight = weight.to(rows[0].dtype)
     if n_positions == 1:
-        return _contract_vectors(forms, factors, gradient, columns_of(calls))
+        return _contract_vectors(forms, factors, gradient, columns_of(calls), weight)
     numbers = _COLUMN_NUMBERS["cpu" if weight.device.type == "cpu" else "other"]
-    blocks = blocks_of(calls, numbers, scratch)
+    blocks = blocks_of(calls, m, numbers, scratch)
     if n_positions * (m + k * d) * len(forms) < k * d * m:
-        return _contract_grams(forms, factors, gradient, blocks)
+        return _contract_grams(forms, factors, gradient, blocks, weight)
     # The gradient rides along: the features are read once for all rows. The products
     # are no more numbers than rows and features, or the other order were cheaper.
-    flat = torch.cat(rows, dim=1)
-    products = flat.new_empty(n, k * d, m)
+    flat = scratch.empty("rows", (n, k * d, n_positions), rows[0])
+    torch.cat(rows, dim=1, out=flat)
+    products = scratch.empty("products", (n, k * d, m), flat)
     for part, phi in blocks:
         torch.bmm(flat[part], phi.transpose(1, 2), out=products[part])
     parts = products.split(d, dim=1)
     norms = [
-        _stacked_squares([_left(form, g).flatten(1) for g in parts[: len(factors)]])
+        _stacked_squares(_left(form, part, scratch) for part in parts[: len(factors)])
         for form in forms
     ]
-    return norms, None if gradient is None else wide(parts[-1].sum(0))
+    total = None if gradient is None else wide(_weighted_sum(weight, parts[-1]))
+    return norms, total
 
 
 def _contract_vectors(
@@ -187,15 +189,17 @@ def _contract_vectors(
     factors: list[Tensor],
     gradient: Tensor | None,
     phi: Tensor,
+    weight: Tensor,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Contract where there is one position: norms of products are those of factors."""
     norms = [
-        _stacked_squares([row[..., 0] @ form.factor for row in factors])
+        _stacked_squares(row[..., 0] @ form.factor for row in factors)
         * _stacked_squares([scaled(phi, form)[..., 0]])
         for form in forms
     ]
-    total = None if gradient is None else wide(gradient[..., 0].T @ phi[..., 0])
-    return norms, total
+    if gradient is None:
+        return norms, None
+    return norms, wide((gradient[..., 0] * weight[:, None]).T @ phi[..., 0])
 
 
 def _contract_grams(
@@ -203,6 +207,7 @@ def _contract_grams(
     factors: list[Tensor],
     gradient: Tensor | None,
     blocks: Iterator[tuple[slice, Tensor]],
+    weight: Tensor,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Contract by way of Phi^T Phi, for few positions and many features."""
     norms: list[list[Tensor]] = [[] for _ in forms]
@@ -215,20 +220,29 @@ def _contract_grams(
             inner = [((left @ gram) * left).sum((1, 2)) for left in lefts]
             values.append(wide(torch.stack(inner, dim=1)))
         if gradient is not None:
-            totals.append(wide((gradient[part] @ phi.transpose(1, 2)).sum(0)))
+            products = gradient[part] @ phi.transpose(1, 2)
+            totals.append(wide(_weighted_sum(weight[part], products)))
     total = torch.stack(totals).sum(0) if totals else None
     return [torch.cat(values) for values in norms], total
 
 
-def _left(form: QuadraticForm, gradients: Tensor) -> Tensor:
-    """L^T D diag(1/sigma) for gradients D of shape (n, d, m)."""
-    left = form.factor.T @ gradients
-    return left if form.inverse_scale is None else left * form.inverse_scale
+def _weighted_sum(weight: Tensor, gradients: Tensor) -> Tensor:
+    """Weighted sum over samples of gradients (n, d, m)."""
+    return (weight @ gradients.flatten(1)).reshape(gradients.shape[1:])
 
 
-def _stacked_squares(vectors: list[Tensor]) -> Tensor:
+def _left(form: QuadraticForm, gradients: Tensor, scratch: Scratch) -> Tensor:
+    """L^T D diag(1/sigma) for gradients D of shape (n, d, m), as (n, r * m)."""
+    n, _, m = gradients.shape
+    left = scratch.empty("left", (n, form.factor.shape[1], m), gradients)
+    torch.matmul(form.factor.T, gradients, out=left)
+    if form.inverse_scale is not None:
+        left *= form.inverse_scale
+    return left.flatten(1)
+
+
+def _stacked_squares(vectors: Iterable[Tensor]) -> Tensor:
     """Squared norms of k tensors of shape (n, size), as (n, k), wide."""
-    # One at a time, as large temporaries cost more than the arithmetic.
     norms = [torch.linalg.vector_norm(values, dim=1) for values in vectors]
     return wide(torch.stack(norms, dim=1)).square()
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_relflat._layers import WeightLayer, capture, find_layer
+from sklearn_relflat._capture import capture
+from sklearn_relflat._layers import WeightLayer, find_layer
 from sklearn_relflat._linearization import Linearization, columns_of
 from sklearn_relflat._losses import SquaredError
 from sklearn_relflat._models import TorchModel

@@ -9,15 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklearn_relflat._capture import capture, check_calls, is_output
 from sklearn_relflat._inputs import leaves, map_tree
-from sklearn_relflat._layers import (
-    WeightLayer,
-    capture,
-    check_calls,
-    find_layer,
-    is_output,
-    weight_layers,
-)
+from sklearn_relflat._layers import WeightLayer, find_layer, weight_layers
 from sklearn_relflat._linearization import columns_of
 from sklearn_relflat._models import TorchModel
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_relflat._autograd_graph import has_undefined_derivative
-from sklearn_relflat._layers import capture
+from sklearn_relflat._capture import capture
 from sklearn_relflat._linearization import wide
 from sklearn_relflat._models import Batch, TorchModel
 from sklearn_relflat._problem import Problem, risk_of

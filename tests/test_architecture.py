@@ -39,6 +39,7 @@ ORDER = [
     "_models",
     "_layer_kinds",
     "_layers",
+    "_capture",
     "_autograd_graph",
     "_linearization",
     "_quadratic_forms",

@@ -8,7 +8,8 @@ from sklearn_relflat._autograd_graph import (
     has_undefined_derivative,
     is_piecewise_linear,
 )
-from sklearn_relflat._layers import capture, find_layer
+from sklearn_relflat._capture import capture
+from sklearn_relflat._layers import find_layer
 from sklearn_relflat._models import as_torch_model
 from tests.cases import CASES
 

@@ -14,13 +14,9 @@ from sklearn_relflat import (
     list_layers,
     relative_flatness,
 )
+from sklearn_relflat._capture import capture
 from sklearn_relflat._layer_kinds import LAYER_KINDS, layer_kind
-from sklearn_relflat._layers import (
-    capture,
-    find_layer,
-    unsupported_layers,
-    weight_layers,
-)
+from sklearn_relflat._layers import find_layer, unsupported_layers, weight_layers
 from sklearn_relflat._models import as_torch_model
 from tests.cases import CASES, Encoder, sequential
 
