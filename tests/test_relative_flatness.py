@@ -268,6 +268,73 @@ def test_sizes_of_chunks_do_not_matter(case_id, layer, size, monkeypatch):
     np.testing.assert_allclose(result.per_sample, expected.per_sample, rtol=1e-9)
 
 
+class InPlaceOnLargeBatches(nn.Module):
+    """Overwrites what a look at two samples does not see overwritten."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_place = in_place
+        self.first = nn.Linear(4, 6)
+        self.second = nn.Linear(6, 5)
+        self.third = nn.Linear(5, 3)
+
+    def forward(self, x):
+        in_place = self.in_place if len(x) > 2 else None
+        z = self.first(x)
+        phi = z.relu_() if in_place == "first" else z.relu()
+        z = self.second(phi)
+        if in_place == "features":
+            phi.zero_()
+        return self.third(z.relu_() if in_place == "second" else z.relu())
+
+
+@pytest.mark.parametrize("in_place", ["first", "second", "features"])
+@pytest.mark.parametrize("method", ["exact", "sampled"])
+def test_what_a_module_overwrites_unexpectedly(in_place, method):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(10, 4, generator=generator, dtype=torch.float64)
+    y = torch.arange(10) % 3
+    options = {"method": method, "rtol": 10.0, "random_state": 0}
+    if in_place == "features":
+        # Before them torch cannot differentiate such a module.
+        options["layers"] = ["second", "third"]
+    plain, sneaky = (
+        layerwise_relative_flatness(
+            NeuralNetClassifier(
+                InPlaceOnLargeBatches(choice).double(), criterion=nn.CrossEntropyLoss
+            ).initialize(),
+            X,
+            y,
+            **options,
+        )
+        for choice in (None, in_place)
+    )
+    for name, result in plain.items():
+        assert sneaky[name].value == pytest.approx(result.value, rel=1e-12)
+        assert sneaky[name].gradient_norm == pytest.approx(
+            result.gradient_norm, rel=1e-12
+        )
+        assert sneaky[name].n_samples == 10
+
+
+def test_a_module_that_fails_in_place_fails_with_its_own_error():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            z = self.first(x)
+            if torch.is_grad_enabled():
+                self.second.weight.add_(1.0)
+            return self.second(z)
+
+    net = NeuralNetClassifier(Broken, criterion=nn.CrossEntropyLoss).initialize()
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        relative_flatness(net, torch.randn(5, 4), torch.arange(5) % 3, layer="first")
+
+
 def test_a_loss_that_overflows_names_its_sample_among_joined_batches():
     case = BY_ID["mse"]
     X, y = case.data()
