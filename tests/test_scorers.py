@@ -8,6 +8,7 @@ import warnings
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
@@ -33,6 +34,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.fixes import parse_version
 from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochScoring
 from skorch.dataset import Dataset
@@ -377,6 +379,10 @@ def test_wrapped_models(wrap):
     assert (scores < 0).all()
 
 
+@pytest.mark.skipif(
+    parse_version(sklearn.__version__) < parse_version("1.7"),
+    reason="scikit-learn 1.6 cannot split tensors",
+)
 def test_tensors_and_slices_of_data_sets():
     data = torch.utils.data.TensorDataset(torch.tensor(X32), torch.tensor(y64))
     expected = cross_val_score(
@@ -431,9 +437,9 @@ def test_weights_given_to_a_search():
     fitted = model(C=0.01).fit(X[train], y[train], sample_weight=WEIGHT[train])
     score = search.cv_results_["split0_train_flat"][0]
     plain = RelativeFlatnessScorer()(fitted, X[train], y[train])
-    assert score != plain
     # Older versions hand the weights to fit alone.
     if hasattr(GridSearchCV, "_check_scorers_accept_sample_weight"):
+        assert score != plain
         assert score == RelativeFlatnessScorer()(
             fitted, X[train], y[train], sample_weight=WEIGHT[train]
         )
