@@ -48,13 +48,15 @@ def closed_form_sums(
     gram = gram @ gram.T
     for point, phi in _output_points(view, source, layer):
         inner = view.loss.hessian_inner(point.wide_outputs, point.targets, gram)
-        value = wide(scaled(phi, form)).square().sum((1, 2)) * inner
+        features = wide(phi[:, :, 0])
+        local = wide(scaled(phi, form)[:, :, 0])
+        value = local.square().sum(1) * inner
         sums.add(point, value[None, None])
         if keep:
             sums.forms[0].values.append(value * point.weight)
         cotangent = point.gradient().reshape(point.n_samples, -1)
-        cotangent = (cotangent * point.weight[:, None]).to(phi.dtype)
-        sums.add_gradient(layer.name, wide(cotangent.T @ phi[:, :, 0]))
+        cotangent = cotangent * point.weight[:, None]
+        sums.add_gradient(layer.name, cotangent.T @ features)
     return sums
 
 

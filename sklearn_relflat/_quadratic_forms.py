@@ -180,8 +180,9 @@ def contract_calls(
         _stacked_squares(_left(form, part, scratch) for part in parts[: len(factors)])
         for form in forms
     ]
-    total = None if gradient is None else wide(_weighted_sum(weight, parts[-1]))
-    return norms, total
+    if gradient is None:
+        return norms, None
+    return norms, wide((weight @ parts[-1].flatten(1)).reshape(d, m))
 
 
 def _contract_vectors(
@@ -211,6 +212,7 @@ def _contract_grams(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Contract by way of Phi^T Phi, for few positions and many features."""
     norms: list[list[Tensor]] = [[] for _ in forms]
+    weighted = None if gradient is None else gradient * weight[:, None, None]
     totals = []
     for part, phi in blocks:
         for form, values in zip(forms, norms, strict=True):
@@ -219,16 +221,14 @@ def _contract_grams(
             lefts = [form.factor.T @ row[part] for row in factors]
             inner = [((left @ gram) * left).sum((1, 2)) for left in lefts]
             values.append(wide(torch.stack(inner, dim=1)))
-        if gradient is not None:
-            products = gradient[part] @ phi.transpose(1, 2)
-            totals.append(wide(_weighted_sum(weight[part], products)))
-    total = torch.stack(totals).sum(0) if totals else None
-    return [torch.cat(values) for values in norms], total
-
-
-def _weighted_sum(weight: Tensor, gradients: Tensor) -> Tensor:
-    """Weighted sum over samples of gradients (n, d, m)."""
-    return (weight @ gradients.flatten(1)).reshape(gradients.shape[1:])
+        if weighted is not None:
+            # Summed over the samples on the way: (n, d, m) would be too many numbers.
+            total = torch.tensordot(weighted[part], phi, dims=([0, 2], [0, 2]))
+            totals.append(wide(total))
+    return (
+        [torch.cat(values) for values in norms],
+        torch.stack(totals).sum(0) if totals else None,
+    )
 
 
 def _left(form: QuadraticForm, gradients: Tensor, scratch: Scratch) -> Tensor:
@@ -243,6 +243,7 @@ def _left(form: QuadraticForm, gradients: Tensor, scratch: Scratch) -> Tensor:
 
 def _stacked_squares(vectors: Iterable[Tensor]) -> Tensor:
     """Squared norms of k tensors of shape (n, size), as (n, k), wide."""
+    # One after the other: they may share their memory.
     norms = [torch.linalg.vector_norm(values, dim=1) for values in vectors]
     return wide(torch.stack(norms, dim=1)).square()
 

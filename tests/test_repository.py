@@ -77,7 +77,8 @@ def test_minimum_versions_are_the_lower_bounds():
     extras = PROJECT["optional-dependencies"]
     asked = [*PROJECT["dependencies"], *extras["plot"], *extras["frame"]]
     bounds = dict(re.match(r"([\w-]+)>=([\d.]+)$", text).groups() for text in asked)
-    assert set(bounds) == set(minimum)
+    # Two tools deprecate what such old versions do with them.
+    assert set(bounds) | {"pyparsing", "pytest"} == set(minimum)
     for name, bound in bounds.items():
         lowest = [int(part) for part in minimum[name].split(".")]
         assert lowest[: bound.count(".") + 1] == [int(p) for p in bound.split(".")]
