@@ -41,12 +41,8 @@ demo: $(STAMP) ## relative flatness of real models on real data
 	$(BIN)/python -m sklearn_relflat
 
 .PHONY: test
-test: $(STAMP) ## the tests and doctests, without the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
-
-.PHONY: test-slow
-test-slow: $(STAMP) ## the statistical and training tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+test: $(STAMP) ## the tests and doctests
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## style, spelling, notebooks without outputs, workflows

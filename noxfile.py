@@ -16,10 +16,7 @@ TEST = nox.project.dependency_groups(PYPROJECT, "test")
 
 
 def run_tests(session: nox.Session) -> None:
-    session.run(
-        "pytest", "-n", "2", "-m", "not slow", *session.posargs,
-        env={"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    session.run("pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
