@@ -119,17 +119,14 @@ def lenet_rows(X: torch.Tensor, y: torch.Tensor, seed: int, repeats: int) -> lis
     return rows
 
 
-def lenet_processes(arguments: argparse.Namespace, threads: int) -> list[dict]:
+def lenet_processes(threads: int) -> list[dict]:
     """Ratios for LeNet5, the medians of several processes.
 
     Where the tensors of a process happen to lie in memory moves its times by several
     per cent, for as long as it lives.
     """
-    options = [f"--{name}={getattr(arguments, name)}" for name in ("repeats", "seed")]
-    options.append(f"--n-samples={arguments.n_samples}")
-    if arguments.data is not None:
-        options.append(f"--data={arguments.data}")
-    runs = [output_of(f"--lenet={threads}", *options) for _ in range(PROCESSES)]
+    options = [*sys.argv[1:], f"--lenet={threads}"]
+    runs = [output_of(*options) for _ in range(PROCESSES)]
     rows = []
     for same in zip(*runs, strict=True):
         numbers = {
@@ -232,7 +229,7 @@ def print_peak(n: int, seed: int) -> None:
 
 def memory_row() -> dict:
     """Peak memory at 200,000 samples against 20,000, without the inputs."""
-    runs = [(peak_memory(20_000), peak_memory(200_000)) for _ in range(3)]
+    runs = [(peak_memory(20_000), peak_memory(200_000)) for _ in range(PROCESSES)]
     small, large = (statistics.median(column) for column in zip(*runs, strict=True))
     return {
         "what": "peak memory at n = 200,000 (bytes, inputs not counted)",
@@ -274,14 +271,14 @@ def main() -> None:
         print_peak(arguments.memory_of, arguments.seed)
         return
     name, X, y = load_images(arguments.data, arguments.n_samples)
-    images, labels = torch.from_numpy(X), torch.from_numpy(y)
     if arguments.lenet:
         torch.set_num_threads(arguments.lenet)
+        images, labels = torch.from_numpy(X), torch.from_numpy(y)
         print(json.dumps(lenet_rows(images, labels, arguments.seed, arguments.repeats)))
         return
     rows = []
     for threads in (1, 2):
-        rows += lenet_processes(arguments, threads)
+        rows += lenet_processes(threads)
     torch.set_num_threads(1)
     rows += [definition_row(arguments.seed), memory_row()]
     payload = {

@@ -12,7 +12,13 @@ from sklearn_relflat._batches import Batch, BatchSource
 from sklearn_relflat._capture import capture
 from sklearn_relflat._curvature import FormSums, RiskSums
 from sklearn_relflat._layers import WeightLayer
-from sklearn_relflat._linearization import LossPoint, columns_of, run_layers, wide
+from sklearn_relflat._linearization import (
+    LossPoint,
+    budget_on,
+    columns_of,
+    run_layers,
+    wide,
+)
 from sklearn_relflat._models import TorchModel
 from sklearn_relflat._quadratic_forms import QuadraticForm, scaled
 
@@ -48,15 +54,14 @@ def closed_form_sums(
     gram = gram @ gram.T
     for point, phi in _output_points(view, source, layer):
         inner = view.loss.hessian_inner(point.wide_outputs, point.targets, gram)
-        features = wide(phi[:, :, 0])
-        local = wide(scaled(phi, form)[:, :, 0])
-        value = local.square().sum(1) * inner
+        phi = wide(phi)
+        value = scaled(phi, form).square().sum((1, 2)) * inner
         sums.add(point, value[None, None])
         if keep:
             sums.forms[0].values.append(value * point.weight)
         cotangent = point.gradient().reshape(point.n_samples, -1)
         cotangent = cotangent * point.weight[:, None]
-        sums.add_gradient(layer.name, cotangent.T @ features)
+        sums.add_gradient(layer.name, cotangent.T @ phi[:, :, 0])
     return sums
 
 
@@ -65,7 +70,7 @@ def _output_points(
 ) -> Iterator[tuple[LossPoint, Tensor]]:
     """Yield outputs and features (n, m, 1) of the layer, small batches together."""
     layers = {layer.name: layer}
-    budget = _GROUP_NUMBERS["cpu" if view.device.type == "cpu" else "other"]
+    budget = budget_on(view.device, _GROUP_NUMBERS)
     parts: list[tuple[Tensor, Tensor, Batch]] = []
     numbers = 0
     with capture(view, layers, differentiable=False) as seen:

@@ -8,6 +8,7 @@ number of samples.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -192,15 +193,14 @@ def curvature_sums(
     sums : RiskSums
         The sums.
     """
+    one_pass = partial(_one_pass, view, source, forms, plan, route, generator, keep)
     state = generator.get_state()
     try:
-        return _one_pass(
-            view, source, forms, plan, route, generator, keep, copies=plan.in_place
-        )
+        return one_pass(copies=plan.in_place)
     except OverwrittenError:
         # The look at two samples did not tell that the module works in place.
         generator.set_state(state)
-        return _one_pass(view, source, forms, plan, route, generator, keep, copies=True)
+        return one_pass(copies=True)
 
 
 def _one_pass(

@@ -85,8 +85,7 @@ def feature_scales(
     moments: dict[str, _Moments] = {}
     with capture(view, layers, differentiable=False) as seen:
         for batch in source:
-            seen.clear()
-            view.outputs(batch.inputs)
+            seen.run(view, batch.inputs)
             check_calls(seen, layers, batch.n_samples)
             for name in layers:
                 new = _Moments.of(columns_of(seen[name]), batch.sample_weight)

@@ -27,7 +27,7 @@ from torch import Tensor
 from sklearn_relflat._capture import capture
 from sklearn_relflat._inputs import map_tree
 from sklearn_relflat._layers import WeightLayer
-from sklearn_relflat._linearization import Linearization, columns_of, wide
+from sklearn_relflat._linearization import Linearization, budget_on, columns_of, wide
 from sklearn_relflat._models import Batch
 from sklearn_relflat._prefix_memory import PrefixMemory
 from sklearn_relflat._problem import Problem
@@ -199,8 +199,7 @@ class OutputHead(Head):
         """See `Head.outputs`."""
         base = self.base
         sizes = base.new_tensor(deltas).reshape(-1, *[1] * base.ndim)
-        kind = "cpu" if base.device.type == "cpu" else "other"
-        most = max(1, _STACKED_NUMBERS[kind] // base.numel())
+        most = max(1, budget_on(base.device, _STACKED_NUMBERS) // base.numel())
         # Blocks of equal size, so that targets are repeated for them once.
         step = math.ceil(len(deltas) / math.ceil(len(deltas) / most))
         for start in range(0, len(deltas), step):

@@ -146,7 +146,9 @@ def list_layers(estimator: Any) -> list[str]:
     return list(weight_layers(as_torch_model(estimator)))
 
 
-def find_layer(view: TorchModel, name: str | None) -> WeightLayer:
+def find_layer(
+    view: TorchModel, name: str | None, known: dict[str, WeightLayer] | None = None
+) -> WeightLayer:
     """Weight layer of a given name.
 
     Parameters
@@ -155,6 +157,8 @@ def find_layer(view: TorchModel, name: str | None) -> WeightLayer:
         The model.
     name : str
         Name of a module, or of another module that shares its weight.
+    known : dict of str to WeightLayer, default=None
+        The model's layers, if `weight_layers` was asked before.
 
     Returns
     -------
@@ -168,7 +172,7 @@ def find_layer(view: TorchModel, name: str | None) -> WeightLayer:
     TypeError
         If the layer is of a kind that is not supported, or the name is no string.
     """
-    layers = weight_layers(view)
+    layers = weight_layers(view) if known is None else known
     if not isinstance(name, str):
         raise TypeError(
             f"Expected layer to be the name of a layer or None, got {name!r}. "

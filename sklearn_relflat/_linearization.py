@@ -21,6 +21,7 @@ from sklearn_relflat._autograd_graph import (
 )
 from sklearn_relflat._capture import Capture, LayerCall, check_calls
 from sklearn_relflat._layers import WeightLayer
+from sklearn_relflat._loss_base import Loss
 from sklearn_relflat._models import Batch, TorchModel
 
 
@@ -29,9 +30,55 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
+def budget_on(device: torch.device, budgets: dict[str, int]) -> int:
+    """Numbers that may be held at once: on a CPU those that its caches like."""
+    return budgets["cpu" if device.type == "cpu" else "other"]
+
+
 # ---------------------------------------------------------------------------
 # The loss at the outputs of a forward pass
 # ---------------------------------------------------------------------------
+def loss_terms(
+    loss: Loss, outputs: Tensor, y: Tensor | None, sample_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss of some samples, differentiable in the outputs.
+
+    Parameters
+    ----------
+    loss : Loss
+        The loss.
+    outputs : Tensor of shape (n,) or (n, K, ...)
+        Raw outputs, wide.
+    y : Tensor of shape (n, ...) or None
+        Targets.
+    sample_weight : Tensor of shape (n,) or None
+        Sample weights.
+
+    Returns
+    -------
+    value, denominator, weight : Tensor of shape (n,)
+        Per-sample losses, their denominators and the sample weights.
+    targets : Tensor
+        Encoded targets.
+
+    Raises
+    ------
+    ValueError
+        If there are no targets.
+    """
+    if y is None:
+        raise ValueError(
+            "Expected y, the targets of the loss, got None. Pass y, or a data set that "
+            "yields (X, y)."
+        )
+    targets = loss.targets(outputs.detach(), y)
+    weight = (
+        outputs.new_ones(len(outputs)) if sample_weight is None else wide(sample_weight)
+    )
+    value = loss.value(outputs, targets)
+    return value, loss.denominator(outputs.detach(), targets), weight, targets
+
+
 class LossPoint:
     """What the loss says about the raw outputs of some samples.
 
@@ -76,18 +123,9 @@ class LossPoint:
         self.view = view
         self.n_samples = len(outputs)
         self.wide_outputs = wide(outputs.detach())
-        if y is None:
-            raise ValueError(
-                "Expected y, the targets of the loss, got None. Pass y, or a data set "
-                "that yields (X, y)."
-            )
-        self.targets = view.loss.targets(self.wide_outputs, y)
-        if sample_weight is None:
-            self.weight = self.wide_outputs.new_ones(self.n_samples)
-        else:
-            self.weight = wide(sample_weight)
-        value = view.loss.value(self.wide_outputs, self.targets)
-        denominator = view.loss.denominator(self.wide_outputs, self.targets)
+        value, denominator, self.weight, self.targets = loss_terms(
+            view.loss, self.wide_outputs, y, sample_weight
+        )
         self.loss_sum = (self.weight * value).sum()
         self.denominator = (self.weight * denominator).sum()
         if not math.isfinite(self.loss_sum):

@@ -16,6 +16,7 @@ from sklearn_relflat._layers import (
     unsupported_layers,
     weight_layers,
 )
+from sklearn_relflat._linearization import budget_on
 from sklearn_relflat._models import TorchModel
 from sklearn_relflat._quadratic_forms import QuadraticForm
 
@@ -78,7 +79,7 @@ class Plan:
             * (layer.n_features + 2 * (n_factors + 2) * layer.n_neurons)
             for name, layer in layers.items()
         )
-        budget = _CHUNK_NUMBERS["cpu" if device.type == "cpu" else "other"]
+        budget = budget_on(device, _CHUNK_NUMBERS)
         return max(1, budget // max(1, numbers))
 
 
@@ -176,7 +177,7 @@ def plan_layers(
     plan = None
     if list(names) == [None]:
         names, plan = _default_layer(view, source, known)
-    found = [find_layer(view, name) for name in names]
+    found = [find_layer(view, name, known) for name in names]
     for layer in found:
         if not is_finite(layer.weight):
             raise ValueError(

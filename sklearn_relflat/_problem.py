@@ -15,7 +15,7 @@ from torch import Tensor
 from sklearn_relflat._batches import Batch, BatchSource, chunks
 from sklearn_relflat._estimate import make_generator
 from sklearn_relflat._layers import WeightLayer
-from sklearn_relflat._linearization import wide
+from sklearn_relflat._linearization import loss_terms, wide
 from sklearn_relflat._measurement import ALL_LAYERS, Measurement
 from sklearn_relflat._models import TorchModel, as_torch_model
 from sklearn_relflat._plan import Plan, plan_layers
@@ -258,18 +258,4 @@ def risk_of(
     ValueError
         If there are no targets.
     """
-    if batch.y is None:
-        raise ValueError(
-            "Expected y, the targets of the loss, got None. Pass y, or a data set that "
-            "yields (X, y)."
-        )
-    loss = problem.view.loss
-    wide_outputs = wide(outputs)
-    targets = loss.targets(wide_outputs.detach(), batch.y)
-    weight = (
-        wide_outputs.new_ones(batch.n_samples)
-        if batch.sample_weight is None
-        else wide(batch.sample_weight)
-    )
-    value = loss.value(wide_outputs, targets)
-    return value, loss.denominator(wide_outputs.detach(), targets), weight, targets
+    return loss_terms(problem.view.loss, wide(outputs), batch.y, batch.sample_weight)

@@ -35,6 +35,7 @@ from sklearn_relflat._linearization import (
     ResidualProbe,
     Scratch,
     blocks_of,
+    budget_on,
     columns_of,
     rows_of,
     unrows_of,
@@ -164,7 +165,7 @@ def contract_calls(
     weight = weight.to(rows[0].dtype)
     if n_positions == 1:
         return _contract_vectors(forms, factors, gradient, columns_of(calls), weight)
-    numbers = _COLUMN_NUMBERS["cpu" if weight.device.type == "cpu" else "other"]
+    numbers = budget_on(weight.device, _COLUMN_NUMBERS)
     blocks = blocks_of(calls, m, numbers, scratch)
     if n_positions * (m + k * d) * len(forms) < k * d * m:
         return _contract_grams(forms, factors, gradient, blocks, weight)

@@ -133,8 +133,7 @@ def layer_features(view: TorchModel, split: SplitModel, X: Any) -> np.ndarray:
     parts = []
     with view.measuring(), capture(view, layer, differentiable=False) as seen:
         for batch in view.batches(X):
-            seen.clear()
-            view.outputs(batch.inputs)
+            seen.run(view, batch.inputs)
             check_calls(seen, layer, batch.n_samples)
             phi = columns_of(seen[split.layer])
             if phi.shape[2] != split.n_positions:
