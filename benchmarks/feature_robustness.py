@@ -34,7 +34,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 from torch.nn import functional as F
 
-from sklearn_relflat._feature_robustness import feature_robustness
+from sklearn_relflat._robustness.feature_robustness import feature_robustness
 
 N_MATRICES = 32
 DELTAS = np.geomspace(0.01, 1.0, 10)

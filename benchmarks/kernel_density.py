@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
-from sklearn_relflat._kernel_density import VariableKernelDensity
+from sklearn_relflat._density.kernel_density import VariableKernelDensity
 
 N_QUERIES = 1000
 N_CHECKED = 100

@@ -39,25 +39,29 @@ __all__ = [
     "reparameterize_neurons",
 ]
 
-from ._compare import compare_measures
-from ._feature_robustness import FeatureRobustness, feature_robustness
-from ._feature_split import FeatureSplit
-from ._flatness_result import RelativeFlatness
-from ._flattest_within import FlattestWithin
-from ._generalization_bound import generalization_bound
-from ._hessian_measures import hessian_trace
-from ._invariance import invariance_report
-from ._kernel_density import VariableKernelDensity
-from ._layers import list_layers
-from ._logistic import RelativeFlatnessLogisticRegression
-from ._max_eigenvalue import hessian_max_eigenvalue
-from ._measurement import Measurement
-from ._norms import fisher_rao_norm, weight_norm
-from ._pac_bayes import pac_bayes_flatness
-from ._relative_flatness import layerwise_relative_flatness, relative_flatness
-from ._reparameterize import reparameterize_layers, reparameterize_neurons
-from ._representativeness import KDERepresentativeness
-from ._rescaled_copies import output_change
-from ._ridge import RelativeFlatnessRidge, relative_flatness_path
-from ._scorers import MeasureScorer, RelativeFlatnessScorer, TrainingFlatnessScorer
-from ._sharpness import asam_sharpness, sam_sharpness
+from ._density.kernel_density import VariableKernelDensity
+from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
+from ._flatness.result import RelativeFlatness
+from ._invariance.reparameterize import reparameterize_layers, reparameterize_neurons
+from ._invariance.report import invariance_report
+from ._invariance.rescaled_copies import output_change
+from ._layers.layers import list_layers
+from ._linear.logistic import RelativeFlatnessLogisticRegression
+from ._linear.ridge import RelativeFlatnessRidge, relative_flatness_path
+from ._measures.compare import compare_measures
+from ._measures.hessian_trace import hessian_trace
+from ._measures.max_eigenvalue import hessian_max_eigenvalue
+from ._measures.measurement import Measurement
+from ._measures.norms import fisher_rao_norm, weight_norm
+from ._measures.pac_bayes import pac_bayes_flatness
+from ._measures.sharpness import asam_sharpness, sam_sharpness
+from ._representativeness.generalization_bound import generalization_bound
+from ._representativeness.representativeness import KDERepresentativeness
+from ._robustness.feature_robustness import FeatureRobustness, feature_robustness
+from ._selection.flattest_within import FlattestWithin
+from ._selection.scorers import (
+    MeasureScorer,
+    RelativeFlatnessScorer,
+    TrainingFlatnessScorer,
+)
+from ._split.feature_split import FeatureSplit

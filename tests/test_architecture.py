@@ -12,102 +12,36 @@ PACKAGE = "sklearn_relflat"
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = REPOSITORY / PACKAGE
 
-# A module imports only modules above it: losses, the one view of a model, layers,
-# curvature, measures, what stands on measures, shells around them. The package itself
-# comes late: what is above it must not import the public names.
-ORDER = [
-    "_linear_checks",
-    "_ridge_solvers",
-    "_ridge",
-    "_logistic_objective",
-    "_logistic",
-    "_loss_base",
-    "_cross_entropy",
-    "_pointwise_losses",
-    "_autograd_loss",
+# The floors, from the ground up: a module imports from its own floor and those before
+# it. The package itself comes late: what is before it must not import public names.
+FLOORS = [
+    "_linear",
     "_losses",
-    "_inputs",
-    "_batches",
-    "_links",
-    "_state",
-    "_torch_model",
-    "_sklearn_data",
-    "_skorch_data",
-    "_estimator_data",
-    "_sklearn_models",
-    "_skorch_models",
+    "_density",
+    "_data",
     "_models",
-    "_layer_kinds",
     "_layers",
-    "_capture",
-    "_autograd_graph",
-    "_linearization",
-    "_quadratic_forms",
-    "_feature_scales",
-    "_plan",
     "_curvature",
-    "_closed_form",
-    "_estimate",
-    "_neuron_blocks",
-    "_flatness_result",
-    "_relative_flatness",
-    "_split_model",
-    "_feature_split",
-    "_radial_kernels",
-    "_matrix_distribution",
-    "_perturbations",
-    "_measurement",
-    "_problem",
-    "_badness",
-    "_weight_space",
-    "_max_eigenvalue",
-    "_hessian_measures",
-    "_norms",
-    "_pac_bayes",
-    "_sharpness",
+    "_flatness",
     "_measures",
-    "_tables",
-    "_evaluations",
-    "_compare",
-    "_call_order",
-    "_rescaled_copies",
-    "_reparameterize",
     "_invariance",
-    "_prefix_memory",
-    "_head",
-    "_perturbed_labels",
-    "_robustness_sums",
-    "_feature_robustness",
-    "_log_density",
-    "_kernel_density",
-    "_output_layer",
-    "_smoothed_risk",
-    "_split_errors",
+    "_split",
+    "_robustness",
     "_representativeness",
-    "_generalization_bound",
-    "_scorers",
-    "_flattest_within",
-    "_displays",
-    "_flatness_regularized",
-    "_seeded",
+    "_selection",
+    "_training",
     "callbacks",
-    "datasets",
     "__init__",
-    "experiments",
     "_demo",
-    "_demo_report",
     "__main__",
 ]
 
 MAX_LINES = 500
-# torch alone takes longer to import than all that these need.
-WITHOUT_TORCH = ["_linear_checks", "_ridge_solvers", "_ridge", "_logistic"]
 
 
-def module_of(file: Path) -> str:
-    """Name in ORDER of a file: a subpackage counts as one module."""
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return parts[0]
+def floor_of(file: Path) -> str:
+    """Floor of a file: its folder, or itself where it lies in the package's own."""
+    return file.relative_to(ROOT).with_suffix("").parts[0]
 
 
 FILES = sorted(ROOT.rglob("*.py"))
@@ -125,51 +59,57 @@ def imports(file: Path) -> list[tuple[int, str]]:
     return found
 
 
-def imported_modules(file: Path) -> list[tuple[int, str]]:
-    """Line and name in ORDER of the package's own modules that a file imports."""
+def imported_floors(file: Path) -> list[tuple[int, str]]:
+    """Line and floor of the package's own modules that a file imports."""
     found = []
     for line, name in imports(file):
         parts = name.split(".")
         if parts[0] == PACKAGE:
-            inner = parts[1] if len(parts) > 1 else "__init__"
-            is_module = inner in ORDER or (ROOT / f"{inner}.py").exists()
-            found.append((line, inner if is_module else "__init__"))
+            floor = parts[1] if len(parts) > 1 else "__init__"
+            found.append((line, floor if floor in FLOORS else "__init__"))
     return found
 
 
-def test_every_module_has_its_place():
-    unplaced = {module_of(file) for file in FILES} - set(ORDER)
-    assert not unplaced, (
-        f"{sorted(unplaced)} have no place in ORDER of tests/test_architecture.py: "
-        "add each below every module that it imports and above those that import it"
-    )
+each_file = pytest.mark.parametrize(
+    "file", FILES, ids=lambda file: str(file.relative_to(ROOT))
+)
 
 
-def test_order_has_no_duplicates():
-    assert len(ORDER) == len(set(ORDER))
+def test_every_file_has_its_floor():
+    assert {floor_of(file) for file in FILES} == set(FLOORS)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_point_upward(file):
-    here = module_of(file)
-    above = [*ORDER[: ORDER.index(here)]] if here in ORDER else ORDER
-    # The files of a subpackage may import each other.
-    allowed = {*above, here} if (ROOT / here).is_dir() else set(above)
-    wrong = [
-        f"line {line} imports {name}"
-        for line, name in imported_modules(file)
-        if name not in allowed and name in ORDER
+def test_only_public_faces_lie_outside_the_floors():
+    names = {path.name for path in ROOT.iterdir() if path.is_file()}
+    faces = {"__init__.py", "__init__.pyi", "__main__.py", "callbacks.py", "py.typed"}
+    assert names == faces
+
+
+@pytest.mark.parametrize("floor", [f for f in FLOORS if (ROOT / f).is_dir()])
+def test_a_floor_opens_with_one_sentence_and_nothing_else(floor):
+    tree = ast.parse((ROOT / floor / "__init__.py").read_text(encoding="utf-8"))
+    assert len(tree.body) == 1
+    assert ast.get_docstring(tree).rstrip(".").count(". ") == 0
+
+
+@each_file
+def test_imports_point_downward(file):
+    here = FLOORS.index(floor_of(file))
+    above = [
+        f"line {line} imports from {floor}"
+        for line, floor in imported_floors(file)
+        if FLOORS.index(floor) > here
     ]
-    assert not wrong, f"{here} imports modules that are not above it: {wrong}"
+    assert not above, f"{floor_of(file)} stands below what it imports: {above}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@each_file
 def test_no_relative_imports(file):
     relative = [name for _, name in imports(file) if name.startswith(".")]
     assert not relative
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@each_file
 def test_matplotlib_is_imported_where_it_draws(file):
     module_level = {
         line
@@ -185,16 +125,13 @@ def test_matplotlib_is_imported_where_it_draws(file):
     assert not early
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_linear_models_do_without_torch(name):
-    file = ROOT / f"{name}.py"
-    if not file.exists():
-        pytest.skip(f"there is no module {name}")
+@pytest.mark.parametrize("file", sorted((ROOT / "_linear").glob("*.py")))
+def test_linear_models_do_without_torch(file):
     roots = {module.split(".")[0] for _, module in imports(file)}
     assert not roots & {"torch", "skorch"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@each_file
 def test_modules_are_short(file):
     n_lines = len(file.read_text(encoding="utf-8").splitlines())
     assert n_lines <= MAX_LINES, f"{n_lines} lines: split it by concept"

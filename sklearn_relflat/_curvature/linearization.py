@@ -1,0 +1,424 @@
+"""One forward pass of a chunk of samples, ready for derivatives in a layer's output.
+
+Conventions
+-----------
+``z_i = w Phi_i`` (d, P) are the preactivations of sample i, ``f_i`` the raw outputs,
+``a_i`` the gradient of the loss in them. A cotangent is a tensor of the outputs' shape;
+pulled back to a layer it has the preactivations' shape, or (n, d, P) as rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sklearn_relflat._data.batches import Batch
+from sklearn_relflat._layers.autograd_graph import (
+    has_undefined_derivative,
+    is_piecewise_linear,
+)
+from sklearn_relflat._layers.capture import Capture, LayerCall, check_calls
+from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._losses.base import Loss
+from sklearn_relflat._models.torch_model import TorchModel
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Tensor in the dtype for sums: float64 where the device has it."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def budget_on(device: torch.device, budgets: dict[str, int]) -> int:
+    """Numbers that may be held at once: on a CPU those that its caches like."""
+    return budgets["cpu" if device.type == "cpu" else "other"]
+
+
+# ---------------------------------------------------------------------------
+# The loss at the outputs of a forward pass
+# ---------------------------------------------------------------------------
+def loss_terms(
+    loss: Loss, outputs: Tensor, y: Tensor | None, sample_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss of some samples, differentiable in the outputs.
+
+    Parameters
+    ----------
+    loss : Loss
+        The loss.
+    outputs : Tensor of shape (n,) or (n, K, ...)
+        Raw outputs, wide.
+    y : Tensor of shape (n, ...) or None
+        Targets.
+    sample_weight : Tensor of shape (n,) or None
+        Sample weights.
+
+    Returns
+    -------
+    value, denominator, weight : Tensor of shape (n,)
+        Per-sample losses, their denominators and the sample weights.
+    targets : Tensor
+        Encoded targets.
+
+    Raises
+    ------
+    ValueError
+        If there are no targets.
+    """
+    if y is None:
+        raise ValueError(
+            "Expected y, the targets of the loss, got None. Pass y, or a data set that "
+            "yields (X, y)."
+        )
+    targets = loss.targets(outputs.detach(), y)
+    weight = (
+        outputs.new_ones(len(outputs)) if sample_weight is None else wide(sample_weight)
+    )
+    value = loss.value(outputs, targets)
+    return value, loss.denominator(outputs.detach(), targets), weight, targets
+
+
+class LossPoint:
+    """What the loss says about the raw outputs of some samples.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model, whose loss counts.
+    outputs : Tensor of shape (n,) or (n, K, ...)
+        Raw outputs.
+    y : Tensor of shape (n, ...) or None
+        Targets.
+    sample_weight : Tensor of shape (n,) or None
+        Sample weights.
+    start : int
+        Position of the first sample in the data, for messages.
+
+    Attributes
+    ----------
+    wide_outputs : Tensor
+        The outputs in float64, without graph.
+    targets : Tensor
+        Encoded targets.
+    weight : Tensor of shape (n,)
+        Sample weights.
+    loss_sum, denominator : Tensor
+        Weighted sums of the per-sample losses and of their denominators.
+
+    Raises
+    ------
+    ValueError
+        If there are no targets, or the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        view: TorchModel,
+        outputs: Tensor,
+        y: Tensor | None,
+        sample_weight: Tensor | None,
+        start: int,
+    ) -> None:
+        self.view = view
+        self.n_samples = len(outputs)
+        self.wide_outputs = wide(outputs.detach())
+        value, denominator, self.weight, self.targets = loss_terms(
+            view.loss, self.wide_outputs, y, sample_weight
+        )
+        self.loss_sum = (self.weight * value).sum()
+        self.denominator = (self.weight * denominator).sum()
+        if not math.isfinite(self.loss_sum):
+            bad = (~torch.isfinite(value)).nonzero().flatten()[:5] + start
+            raise ValueError(
+                f"Expected a finite loss, got {float(self.loss_sum)!r} (samples "
+                f"{bad.tolist()}). Check the targets of these samples, or train the "
+                "model so that it does not diverge."
+            )
+
+    def gradient(self) -> Tensor:
+        """Gradient of each sample's loss in its outputs."""
+        return self.view.loss.gradient(self.wide_outputs, self.targets)
+
+
+# ---------------------------------------------------------------------------
+# One forward pass, ready for vector-Jacobian products
+# ---------------------------------------------------------------------------
+def run_layers(
+    view: TorchModel, batch: Batch, seen: Capture, layers: dict[str, WeightLayer]
+) -> tuple[Tensor, dict[str, list[LayerCall]]]:
+    """Run a forward pass that captures layers.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model, inside its ``measuring()`` context.
+    batch : Batch
+        The samples.
+    seen : Capture
+        Captures the layers.
+    layers : dict of str to WeightLayer
+        The layers.
+
+    Returns
+    -------
+    outputs : Tensor
+        Raw outputs, finite.
+    calls : dict of str to list of LayerCall
+        Calls of each layer.
+
+    Raises
+    ------
+    ValueError
+        If an output is not finite, or a layer was not applied sample by sample.
+    OverwrittenError
+        If the module overwrites what was captured without a copy.
+    """
+    outputs = seen.run(view, batch.inputs)
+    view.check_outputs(outputs, batch)
+    check_calls(seen, layers, batch.n_samples)
+    return outputs, {name: seen[name] for name in layers}
+
+
+class Linearization(LossPoint):
+    """Forward pass of one chunk, with what the loss says about its outputs.
+
+    Attributes
+    ----------
+    outputs : Tensor
+        Raw outputs, in the graph.
+    calls : dict of str to list of LayerCall
+        Calls of the captured layers.
+    """
+
+    def __init__(
+        self,
+        view: TorchModel,
+        batch: Batch,
+        seen: Capture,
+        layers: dict[str, WeightLayer],
+    ) -> None:
+        self.outputs, self.calls = run_layers(view, batch, seen, layers)
+        super().__init__(view, self.outputs, batch.y, batch.sample_weight, batch.start)
+
+    def pull_back(
+        self, cotangent: Tensor, *, create_graph: bool = False
+    ) -> dict[str, list[Tensor]]:
+        """Vector-Jacobian products of an output cotangent at every call."""
+        points = [c.preactivations for calls in self.calls.values() for c in calls]
+        cotangent = cotangent.to(self.outputs.dtype)
+        if create_graph:
+            # A cotangent in the graph makes torch mark every gradient that it cannot
+            # differentiate again, see has_undefined_derivative.
+            cotangent = cotangent.detach().requires_grad_()
+        gradients = torch.autograd.grad(
+            self.outputs,
+            points,
+            cotangent,
+            retain_graph=True,
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+        flat = iter(gradients)
+        return {name: [next(flat) for _ in calls] for name, calls in self.calls.items()}
+
+    def is_proven_piecewise_linear(self) -> bool:
+        """Whether the graph alone shows that there are no second derivatives."""
+        # A weight that is applied repeatedly is not linear in itself.
+        if any(len(calls) > 1 for calls in self.calls.values()):
+            return False
+        points = [calls[0].preactivations for calls in self.calls.values()]
+        return is_piecewise_linear(self.outputs, points)
+
+
+def rows_of(calls: list[LayerCall], tensors: list[Tensor]) -> Tensor:
+    """Cotangents of a layer's calls side by side, (n, d, P)."""
+    rows = [call.rows(tensor) for call, tensor in zip(calls, tensors, strict=True)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=2)
+
+
+def unrows_of(calls: list[LayerCall], rows: Tensor) -> list[Tensor]:
+    """Inverse of `rows_of`: one tensor per call, in the preactivations' own shape."""
+    sizes = [call.n_positions for call in calls]
+    parts = rows.split(sizes, dim=2)
+    return [call.unrows(part) for call, part in zip(calls, parts, strict=True)]
+
+
+def columns_of(calls: list[LayerCall], *, live: bool = False) -> Tensor:
+    """Features of a layer's calls side by side, (n, m, P); live: in the graph."""
+    parts = [call.columns(live=live) for call in calls]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+class Scratch:
+    """Memory that is written again and again.
+
+    Fresh blocks of a few megabytes come from the system page by page, which can cost
+    more than what is done with them.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def empty(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Give memory in some shape, over what was given for the same use before."""
+        size = math.prod(shape)
+        memory = self._memory.get(use)
+        if memory is None or memory.numel() < size or memory.dtype != like.dtype:
+            memory = self._memory[use] = like.new_empty(size)
+        return memory[:size].view(shape)
+
+
+def blocks_of(
+    calls: list[LayerCall], n_features: int, numbers: int, scratch: Scratch
+) -> Iterator[tuple[slice, Tensor]]:
+    """Features of a layer's calls, unfolded for a few samples at a time.
+
+    Parameters
+    ----------
+    calls : list of LayerCall
+        The calls.
+    n_features : int
+        Number of features m.
+    numbers : int
+        Numbers that a block may hold, if that is one sample at least.
+    scratch : Scratch
+        Where the patches of a convolution are written.
+
+    Yields
+    ------
+    samples : slice
+        Which samples.
+    phi : Tensor of shape (n, m, P)
+        Their features, valid until the next block is read.
+    """
+    # Several calls of a convolution share no memory that could be written twice.
+    patches = calls[0].patches() if len(calls) == 1 else columns_of(calls)
+    n_samples = len(patches)
+    step = max(1, numbers * n_samples // patches.numel())
+    for start in range(0, n_samples, step):
+        part = slice(start, min(start + step, n_samples))
+        phi = patches[part]
+        if phi.dim() > 3:
+            phi = scratch.empty("features", phi.shape, phi).copy_(phi)
+            phi = phi.view(len(phi), n_features, -1)
+        yield part, phi
+
+
+# ---------------------------------------------------------------------------
+# Second derivatives of the head
+# ---------------------------------------------------------------------------
+_NO_SECOND_DERIVATIVE = (
+    "Expected a model that is twice differentiable behind the layer, as "
+    'curvature="hessian" needs it, but torch cannot form its second derivative ({}). '
+    'Use curvature="gauss_newton", which needs first derivatives only.'
+)
+
+
+class ResidualProbe:
+    """Second-order products of the head, with the loss gradient held fixed.
+
+    One backward pass with a graph serves all products. Its first-order part, the
+    gradient of each sample's loss in the preactivations, is kept as `gradients`.
+    """
+
+    def __init__(self, lin: Linearization) -> None:
+        self.lin = lin
+        self._graph = lin.pull_back(lin.gradient(), create_graph=True)
+        if has_undefined_derivative(g for parts in self._graph.values() for g in parts):
+            raise ValueError(_NO_SECOND_DERIVATIVE.format("once_differentiable"))
+        self.gradients = {
+            name: [g.detach() for g in parts] for name, parts in self._graph.items()
+        }
+
+    def product(self, directions: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """Hessian of sum_i a_i^T f_i in the preactivations, times directions.
+
+        Parameters
+        ----------
+        directions : dict of str to list of Tensor
+            One per call. Directions ``dw Phi_c`` may be in the graph: of a weight that
+            is applied repeatedly, the features of a later call depend on the earlier
+            ones. Their derivative then enters twice, once for each of the two
+            perturbations that could come first, so that the quadratic form in dw is
+            right, and the bilinear form after symmetrization.
+
+        Returns
+        -------
+        products : dict of str to list of Tensor
+            In the shapes of the preactivations.
+
+        Raises
+        ------
+        ValueError
+            If torch has no second derivative for an operation of the model.
+        """
+        names = list(directions)
+        points = [c.preactivations for name in names for c in self.lin.calls[name]]
+        products = tuple(torch.zeros_like(z) for z in points)
+        with torch.enable_grad():
+            inner = [
+                (g * u.detach()).sum() + 2 * (g.detach() * u).sum()
+                if u.requires_grad
+                else (g * u).sum()
+                for name in names
+                for g, u in zip(self._graph[name], directions[name], strict=True)
+                if g.requires_grad or u.requires_grad
+            ]
+        if inner:
+            try:
+                products = torch.autograd.grad(
+                    inner, points, retain_graph=True, materialize_grads=True
+                )
+            except RuntimeError as error:
+                raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
+        flat = iter(products)
+        return {name: [next(flat) for _ in self.lin.calls[name]] for name in names}
+
+    def is_piecewise_linear(self, generator: torch.Generator) -> bool:
+        """Whether one random product is exactly zero, in all layers at once.
+
+        The preactivations of all captured layers are shifted together, by additive
+        noise: a head that is piecewise linear in each of them is then piecewise linear
+        in the shifts jointly, so that a single product certifies every layer.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+            Source of the noise.
+
+        Returns
+        -------
+        certified : bool
+            True with probability one only if there are no second derivatives here.
+        """
+        directions = {
+            name: self._random_directions(calls, generator)
+            for name, calls in self.lin.calls.items()
+        }
+        return not any(
+            bool(part.any())
+            for parts in self.product(directions).values()
+            for part in parts
+        )
+
+    @staticmethod
+    def _random_directions(
+        calls: list[LayerCall], generator: torch.Generator
+    ) -> list[Tensor]:
+        """Noise in the preactivations, or in a weight that is applied repeatedly."""
+        if len(calls) == 1:
+            return [_noise(calls[0].preactivations, generator)]
+        with torch.enable_grad():
+            phi = columns_of(calls, live=True)
+            shape = calls[0].rows(calls[0].preactivations).shape
+            noise = _noise(phi.new_empty(shape[1], phi.shape[1]), generator)
+            return unrows_of(calls, noise @ phi)
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw uniform noise in the shape of a tensor."""
+    return torch.rand(
+        like.shape, generator=generator, dtype=like.dtype, device=like.device
+    )

@@ -1,0 +1,223 @@
+"""Batches of a data set: validated once, read again on every pass."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+
+from sklearn_relflat._data.inputs import check_finite_inputs, map_tree, to_model_inputs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a data set, ready for the forward pass.
+
+    Attributes
+    ----------
+    inputs : Tensor, dict or list
+        Inputs on the model's device, floating ones in the model's dtype.
+    y : Tensor of shape (n_samples, ...) or None
+        Targets: int64 class indices, or floating in the model's dtype.
+    sample_weight : Tensor of shape (n_samples,) or None
+        Weights of the samples.
+    start : int
+        Position of the first sample in the data set.
+    n_samples : int
+        Number of samples in the batch.
+    """
+
+    inputs: Any
+    y: Tensor | None
+    sample_weight: Tensor | None
+    start: int
+    n_samples: int
+
+    def slice(self, start: int, stop: int) -> "Batch":
+        """Cut out samples start..stop.
+
+        Parameters
+        ----------
+        start, stop : int
+            Positions in the batch.
+
+        Returns
+        -------
+        part : Batch
+            Shares its memory with this batch.
+        """
+        stop = min(stop, self.n_samples)
+
+        def cut(values: Any) -> Any:
+            """Cut one array; what is no array passes as it is."""
+            if isinstance(values, PackedSequence):
+                sequences = unpack_sequence(values)[start:stop]
+                return pack_sequence(sequences, enforce_sorted=False)
+            return values[start:stop] if isinstance(values, Tensor) else values
+
+        weight = self.sample_weight
+        return replace(
+            self,
+            inputs=map_tree(cut, self.inputs),
+            y=None if self.y is None else self.y[start:stop],
+            sample_weight=None if weight is None else weight[start:stop],
+            start=self.start + start,
+            n_samples=stop - start,
+        )
+
+
+def chunks(source: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Cut the batches of a source into chunks.
+
+    Parameters
+    ----------
+    source : iterable of Batch
+        The batches.
+    size : int
+        Samples that a chunk may have.
+
+    Yields
+    ------
+    chunk : Batch
+        Chunks of about equal size in each batch: a tiny last one would waste a forward
+        pass.
+    """
+    for batch in source:
+        n_chunks = math.ceil(batch.n_samples / size)
+        step = math.ceil(batch.n_samples / n_chunks)
+        for start in range(0, batch.n_samples, step):
+            yield batch.slice(start, start + step) if n_chunks > 1 else batch
+
+
+class BatchSource(ABC):
+    """The batches of one data set, in order; every iteration is a new pass.
+
+    Attributes
+    ----------
+    n_samples : int
+        Number of samples of the data set.
+    """
+
+    n_samples: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches from the first one."""
+
+    def first(self, n_samples: int) -> Batch:
+        """Read a few samples, to see what the model makes of them.
+
+        Parameters
+        ----------
+        n_samples : int
+            How many; fewer if the first batch has fewer.
+
+        Returns
+        -------
+        batch : Batch
+            The first samples of the first batch.
+        """
+        return next(iter(self)).slice(0, n_samples)
+
+
+class SlicedBatches(BatchSource):
+    """Consecutive slices of data that can be read at any position.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(slice)`` gives the raw inputs of these samples.
+    n_samples : int
+        Number of samples.
+    batch_size : int
+        Samples per batch; the last batch may have fewer.
+    y : Tensor of shape (n_samples, ...) or None
+        Targets.
+    sample_weight : Tensor of shape (n_samples,) or None
+        Weights of the samples.
+    device : torch.device
+        Where the batches go.
+    dtype : torch.dtype
+        What floating inputs are cast to.
+    trusted : bool, default=False
+        Whether the module leaves its inputs alone and these are known to be finite:
+        then batches may share memory with the data and are not checked.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> X = np.arange(10.0).reshape(5, 2)
+    >>> batches = SlicedBatches(
+    ...     X.__getitem__, 5, 2, None, None, torch.device("cpu"), torch.float32
+    ... )
+    >>> len(batches), [batch.n_samples for batch in batches]
+    (3, [2, 2, 1])
+    >>> torch.equal(torch.cat([b.inputs for b in batches]), torch.tensor(X).float())
+    True
+    """
+
+    def __init__(
+        self,
+        read: Callable[[slice], Any],
+        n_samples: int,
+        batch_size: int,
+        y: Tensor | None,
+        sample_weight: Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        trusted: bool = False,
+    ) -> None:
+        self.n_samples = n_samples
+        self._read = read
+        self._batch_size = batch_size
+        self._y = y
+        self._sample_weight = sample_weight
+        self._device = device
+        self._dtype = dtype
+        self._trusted = trusted
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-self.n_samples // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches from the first one."""
+        for number in range(len(self)):
+            yield self._batch(number, self._batch_size)
+
+    def first(self, n_samples: int) -> Batch:
+        """See `BatchSource.first`; reads no more than it returns."""
+        return self._batch(0, min(n_samples, self._batch_size))
+
+    def _batch(self, number: int, size: int) -> Batch:
+        """Read the first samples of one batch."""
+        start = number * self._batch_size
+        stop = min(start + size, self.n_samples)
+        rows = slice(start, stop)
+        inputs = to_model_inputs(
+            self._read(rows), self._device, self._dtype, share=self._trusted
+        )
+        if not self._trusted:
+            check_finite_inputs(inputs, number, start)
+        return Batch(
+            inputs=inputs,
+            y=_rows(self._y, rows, self._device),
+            sample_weight=_rows(self._sample_weight, rows, self._device),
+            start=start,
+            n_samples=stop - start,
+        )
+
+
+def _rows(values: Tensor | None, rows: slice, device: torch.device) -> Tensor | None:
+    """Return some rows of a tensor on the device."""
+    return None if values is None else values[rows].to(device)

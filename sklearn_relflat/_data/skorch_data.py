@@ -1,0 +1,263 @@
+"""Data of skorch nets: batches as the net's own iterator gives them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetRegressor
+from skorch.dataset import Dataset as SkorchDataset
+from skorch.dataset import unpack_data
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from sklearn_relflat._data.batches import Batch, BatchSource, SlicedBatches
+from sklearn_relflat._data.inputs import (
+    as_sample_weight,
+    as_targets,
+    check_finite_inputs,
+    leaves,
+    map_tree,
+    n_rows,
+    to_model_inputs,
+)
+from sklearn_relflat._losses.table import Loss
+
+# Criteria whose targets are real numbers: integer y is cast for them.
+_FLOATING_TARGETS = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.HuberLoss,
+    nn.SmoothL1Loss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+)
+
+# Options of iterator_valid that change how batches are loaded but not what they hold.
+_HARMLESS_OPTIONS = {
+    "batch_size",
+    "num_workers",
+    "pin_memory",
+    "prefetch_factor",
+    "persistent_workers",
+    "timeout",
+    "multiprocessing_context",
+    "worker_init_fn",
+    "generator",
+}
+
+
+@dataclass(frozen=True)
+class SkorchReader:
+    """Read data as the net does."""
+
+    net: Any
+    criterion: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(
+        self, X: Any, y: Any, sample_weight: Any, loss: Loss | None
+    ) -> BatchSource:
+        """Validate X, y and the weights, and return the batches."""
+        n_samples = _n_samples(X)
+        floating = self._floating_targets(loss)
+        targets, weights = None, None
+        if y is not None:
+            targets = as_targets(y, n_samples, self.dtype, floating=floating)
+        if sample_weight is not None:
+            weights = as_sample_weight(sample_weight, n_samples, self.device)
+        batch_size = _sliced_batch_size(self.net, X)
+        if batch_size is None:
+            dataset = self._dataset(X, targets)
+            return LoadedBatches(self, dataset, n_samples, weights, floating)
+        return SlicedBatches(
+            read=lambda rows: map_tree(lambda values: values[rows], X),
+            n_samples=n_samples,
+            batch_size=n_samples if batch_size == -1 else batch_size,
+            y=targets,
+            sample_weight=weights,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def _floating_targets(self, loss: Loss | None) -> bool:
+        """Tell whether integer targets are real numbers, not class indices."""
+        if loss is not None and loss.name == "cross_entropy":
+            return False
+        return isinstance(self.criterion, _FLOATING_TARGETS) or isinstance(
+            self.net, NeuralNetRegressor | NeuralNetBinaryClassifier
+        )
+
+    def _dataset(self, X: Any, targets: Tensor | None) -> Any:
+        """Return the net's own data set, with the given targets."""
+        dataset = self.net.get_dataset(X, targets)
+        if isinstance(X, Dataset) and targets is not None:
+            return _WithTargets(dataset, targets)
+        return dataset
+
+
+def _n_samples(X: Any) -> int:
+    """Return the number of samples, after the first checks of X."""
+    if not isinstance(X, Dataset):
+        for name, values in leaves(X):
+            _check_dense(name, values)
+    try:
+        # Torch's base class of data sets does not promise a length.
+        sized: Any = X
+        n_samples = len(sized) if isinstance(X, Dataset) else n_rows(X)
+    except TypeError as err:
+        raise TypeError(
+            "Expected X as an array, tensor, DataFrame, dict of arrays or a data set "
+            f"with a length, got {type(X).__name__!r}."
+        ) from err
+    if n_samples == 0:
+        raise ValueError("Expected at least one sample, got an empty X.")
+    return n_samples
+
+
+def _check_dense(name: str, values: Any) -> None:
+    """Raise where an input is sparse."""
+    sparse_tensor = isinstance(values, Tensor) and values.layout is not torch.strided
+    if sparse.issparse(values) or sparse_tensor:
+        raise TypeError(
+            f"Expected dense {name} for a neural net, got a sparse matrix of type "
+            f"{type(values).__name__!r}. Convert it with toarray() (a tensor with "
+            "to_dense()), or reduce it in a Pipeline, for instance with TruncatedSVD."
+        )
+
+
+def _sliced_batch_size(net: Any, X: Any) -> int | None:
+    """Return the net's batch size if its loader only stacks slices of X, else None."""
+    # Slicing gives the same batches as the loader, which collates sample by sample.
+    options = net.get_params_for("iterator_valid")
+    own = (
+        net.iterator_valid is DataLoader
+        and net.dataset is SkorchDataset
+        and not net.get_params_for("dataset")
+        and set(options) <= _HARMLESS_OPTIONS
+        and all(
+            getattr(type(net), method) is getattr(NeuralNet, method)
+            for method in ("get_dataset", "get_iterator")
+        )
+    )
+    arrays = all(
+        isinstance(values, np.ndarray | Tensor) and values.ndim > 0
+        for _, values in leaves(X)
+    )
+    if not (own and arrays):
+        return None
+    return options.get("batch_size", net.batch_size)
+
+
+class _WithTargets(Dataset):
+    """A data set whose targets are replaced."""
+
+    def __init__(self, dataset: Any, targets: Tensor) -> None:
+        self.dataset = dataset
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        return unpack_data(self.dataset[index])[0], self.targets[index]
+
+
+def has_targets(dataset: Any) -> bool:
+    """Tell whether a data set carries targets."""
+    if isinstance(dataset, _WithTargets):
+        return True
+    if isinstance(dataset, SkorchDataset):
+        # Without y, skorch's data set fills in a placeholder.
+        return dataset.y is not None
+    inner = getattr(dataset, "dataset", None)
+    return not isinstance(inner, Dataset) or has_targets(inner)
+
+
+class LoadedBatches(BatchSource):
+    """The batches of a net's own iterator.
+
+    Parameters
+    ----------
+    reader : SkorchReader
+        The net and where its inputs go.
+    dataset : Dataset
+        Data set with items (X, y).
+    n_samples : int
+        Its length.
+    sample_weight : Tensor of shape (n_samples,) or None
+        Weights, in the order of the data set.
+    floating : bool
+        Whether integer targets become floating.
+
+    Raises
+    ------
+    ValueError
+        If the iterator leaves samples out, or shuffles weighted ones.
+    """
+
+    def __init__(
+        self,
+        reader: Any,
+        dataset: Any,
+        n_samples: int,
+        sample_weight: Tensor | None,
+        floating: bool,
+    ) -> None:
+        self.n_samples = n_samples
+        self._reader = reader
+        self._dataset = dataset
+        self._sample_weight = sample_weight
+        self._floating = floating
+        self._has_targets = has_targets(dataset)
+        iterator = self._iterator()
+        counted = hasattr(iterator, "__len__")
+        self._length = len(iterator) if counted else sum(1 for _ in iterator)
+        if getattr(iterator, "drop_last", False):
+            raise ValueError(
+                "Expected an iterator_valid that reads every sample, got "
+                "drop_last=True. Set iterator_valid__drop_last=False."
+            )
+        sampler = getattr(iterator, "sampler", None)
+        in_order = sampler is None or isinstance(sampler, SequentialSampler)
+        if sample_weight is not None and not in_order:
+            raise ValueError(
+                "Expected an iterator_valid that keeps the order of the samples when "
+                f"sample_weight is given, got the sampler {type(sampler).__name__!r}. "
+                "Set iterator_valid__shuffle=False."
+            )
+
+    def _iterator(self) -> Any:
+        """Return a new iterator of the net."""
+        return self._reader.net.get_iterator(self._dataset, training=False)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches from the first one."""
+        device, dtype = self._reader.device, self._reader.dtype
+        start = 0
+        for number, data in enumerate(self._iterator()):
+            X, y = unpack_data(data)
+            n_samples = n_rows(X)
+            inputs = to_model_inputs(X, device, dtype)
+            check_finite_inputs(inputs, number, start)
+            targets, weights = None, None
+            if self._has_targets:
+                targets = as_targets(y, n_samples, dtype, floating=self._floating)
+                targets = targets.to(device)
+            if self._sample_weight is not None:
+                weights = self._sample_weight[start : start + n_samples].to(device)
+            yield Batch(inputs, targets, weights, start, n_samples)
+            start += n_samples
+        if start != self.n_samples:
+            raise ValueError(
+                f"Expected {self.n_samples} samples from the net's iterator_valid, got "
+                f"{start}. Let it read every sample once."
+            )

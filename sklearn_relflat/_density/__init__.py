@@ -1,0 +1,1 @@
+"""Kernel densities in R^m with a bandwidth for each sample."""

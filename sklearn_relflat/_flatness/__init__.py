@@ -1,0 +1,1 @@
+"""Relative flatness (Definition 3) and its result."""

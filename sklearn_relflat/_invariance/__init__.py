@@ -1,0 +1,1 @@
+"""Reparameterizations that change no prediction, and what they do to measures."""

@@ -1,0 +1,311 @@
+"""What enters and leaves weight layers in a forward pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sklearn_relflat._layers.kinds import LayerKind
+from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._models.torch_model import TorchModel
+
+
+@dataclass
+class LayerCall:
+    """One application of a weight in a forward pass.
+
+    `batch_dim` is 1 where torch keeps tokens first (inside multi-head attention).
+    """
+
+    kind: LayerKind
+    module: nn.Module
+    inputs: Tensor
+    preactivations: Tensor
+    version: int
+    batch_dim: int = 0
+
+    def _batch_first(self, tensor: Tensor) -> Tensor:
+        return tensor.movedim(self.batch_dim, 0)
+
+    def columns(self, *, live: bool = False) -> Tensor:
+        """Unfolded features, (n, m, P); live: in the graph, as the head sees them."""
+        inputs = self.inputs if live else self.inputs.detach()
+        return self.kind.columns(self.module, self._batch_first(inputs))
+
+    def patches(self) -> Tensor:
+        """Features as the kind of layer has them before they are unfolded."""
+        return self.kind.patches(self.module, self._batch_first(self.inputs.detach()))
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Tensor of the preactivations' shape as (n, d, P)."""
+        return self.kind.rows(self.module, self._batch_first(tensor))
+
+    def unrows(self, rows: Tensor) -> Tensor:
+        """Tensor of shape (n, d, P) in the preactivations' own shape."""
+        like = self._batch_first(self.preactivations)
+        return self.kind.unrows(self.module, rows, like).movedim(0, self.batch_dim)
+
+    @property
+    def n_samples(self) -> int:
+        """Size of the batch dimension."""
+        return self.preactivations.shape[self.batch_dim]
+
+    @property
+    def n_positions(self) -> int:
+        """Number of positions P, the columns of one sample."""
+        return self.rows(self.preactivations).shape[2]
+
+
+class OverwrittenError(RuntimeError):
+    """A module wrote into what was captured without a copy."""
+
+
+@dataclass
+class Capture:
+    """Calls of each captured layer in the last forward pass, in order of time.
+
+    Attributes
+    ----------
+    copies : bool
+        Whether features are copied, and the preactivations that the module goes on
+        with.
+    calls : dict of str to list of LayerCall
+        The calls of each layer.
+    """
+
+    copies: bool
+    calls: dict[str, list[LayerCall]] = field(default_factory=dict)
+    _watched: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget the last forward pass."""
+        self.calls.clear()
+        self._watched.clear()
+
+    def watch(self, *tensors: Tensor) -> None:
+        """Note tensors that nothing may write into from now on."""
+        self._watched += [(tensor, tensor._version) for tensor in tensors]
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether something has written into a tensor that is watched."""
+        return any(tensor._version != version for tensor, version in self._watched)
+
+    def run(self, view: TorchModel, inputs: Any) -> Tensor:
+        """Run a forward pass, after forgetting the last one.
+
+        Parameters
+        ----------
+        view : TorchModel
+            The model, whose layers this captures.
+        inputs : Tensor, dict or list
+            Inputs of a batch.
+
+        Returns
+        -------
+        outputs : Tensor
+            Raw outputs.
+
+        Raises
+        ------
+        OverwrittenError
+            If nothing was copied and the module works in place.
+        RuntimeError
+            What the module raises.
+        """
+        self.clear()
+        try:
+            outputs = view.outputs(inputs)
+        except RuntimeError as error:
+            # torch refuses to change the first captured preactivations in place.
+            if self.copies or "leaf Variable" not in str(error):
+                raise
+            raise OverwrittenError from error
+        if self.is_overwritten:
+            raise OverwrittenError
+        return outputs
+
+    def __getitem__(self, name: str) -> list[LayerCall]:
+        return self.calls[name]
+
+    def add(self, name: str, call: LayerCall) -> None:
+        """Note a call; the latest called layer moves to the end."""
+        self.calls[name] = [*self.calls.pop(name, []), call]
+
+
+_MHA_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
+class _AttentionProjection(TorchFunctionMode):
+    """Makes the output projection of multi-head attention a captured layer.
+
+    `nn.MultiheadAttention` never calls its `out_proj` module: it hands the weight to
+    a function. The function is called with the identity instead and the projection is
+    applied here, so that its features are seen like those of any other layer.
+    """
+
+    def __init__(
+        self,
+        weights: dict[int, tuple[str, LayerKind, nn.Module]],
+        record: Callable[[str, LayerKind, nn.Module, Tensor, Tensor, int], Tensor],
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.record = record
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.multi_head_attention_forward:
+            return func(*args, **kwargs)
+        bound = _MHA_SIGNATURE.bind(*args, **kwargs)
+        weight = bound.arguments["out_proj_weight"]
+        entry = self.weights.get(id(weight))
+        if entry is None:
+            return func(*args, **kwargs)
+        bias = bound.arguments["out_proj_bias"]
+        bound.arguments["out_proj_weight"] = torch.eye(
+            weight.shape[1], dtype=weight.dtype, device=weight.device
+        )
+        bound.arguments["out_proj_bias"] = None
+        attended, attention = func(*bound.args, **bound.kwargs)
+        output = F.linear(attended, weight, bias)
+        # Batched attention is (tokens, samples, features) at this point.
+        return self.record(*entry, attended, output, attended.dim() - 2), attention
+
+
+@contextmanager
+def capture(
+    view: TorchModel,
+    layers: dict[str, WeightLayer],
+    *,
+    differentiable: bool,
+    copies: bool = True,
+) -> Iterator[Capture]:
+    """Record the features and preactivations of layers in forward passes.
+
+    Parameters
+    ----------
+    view : TorchModel
+        The model.
+    layers : dict of str to WeightLayer
+        The layers to record.
+    differentiable : bool
+        Whether the outputs can be differentiated in the preactivations. What comes
+        before the first captured layer is then still evaluated without a graph. With
+        False no graph is built at all.
+    copies : bool
+        Whether what the module may overwrite is copied. Without copies, pass batches
+        through ``Capture.run``, which notices it.
+
+    Yields
+    ------
+    capture : Capture
+        Filled by each forward pass; call ``clear()`` between two of them.
+    """
+    seen = Capture(copies)
+
+    def record(
+        name: str,
+        kind: LayerKind,
+        module: nn.Module,
+        x: Tensor,
+        z: Tensor,
+        batch_dim: int,
+    ) -> Tensor:
+        if differentiable:
+            # The graph begins at the first layer that is measured.
+            torch.set_grad_enabled(True)
+            z = z if z.requires_grad else z.detach().requires_grad_()
+        if copies:
+            x = x.clone()
+        else:
+            seen.watch(x, z)
+        seen.add(name, LayerCall(kind, module, x, z, z._version, batch_dim))
+        return z.clone() if copies and differentiable else z
+
+    def hook_for(name: str, kind: LayerKind) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            x = args[0] if args else kwargs["input"]
+            return record(name, kind, module, x, output, 0)
+
+        return hook
+
+    projections: dict[int, tuple[str, LayerKind, nn.Module]] = {
+        id(module.weight): (layer.name, layer.kind, module)
+        for layer in layers.values()
+        for module in layer.modules
+        if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    }
+    with ExitStack() as stack:
+        for layer in layers.values():
+            for module in layer.modules:
+                handle = module.register_forward_hook(
+                    hook_for(layer.name, layer.kind), with_kwargs=True
+                )
+                stack.callback(handle.remove)
+        # Without attention there is nothing to intercept, and interception costs.
+        if projections:
+            stack.enter_context(_AttentionProjection(projections, record))
+        stack.callback(seen.clear)
+        stack.enter_context(torch.no_grad())
+        yield seen
+
+
+def check_calls(seen: Capture, layers: dict[str, WeightLayer], n_samples: int) -> None:
+    """Refuse a forward pass that did not apply the layers sample by sample.
+
+    Parameters
+    ----------
+    seen : Capture
+        A captured forward pass.
+    layers : dict of str to WeightLayer
+        The layers that were to be captured.
+    n_samples : int
+        Number of samples in the batch.
+
+    Raises
+    ------
+    ValueError
+        If a layer was not called, or its input has no batch dimension in front.
+    """
+    for name in layers:
+        calls = seen.calls.get(name, [])
+        if not calls:
+            raise ValueError(
+                f"Layer {name!r} was not called in the forward pass, so no features "
+                "enter it. Choose a layer that the model calls as a module "
+                f"(called: {list(seen.calls)})."
+            )
+        for call in calls:
+            if call.n_samples != n_samples or call.preactivations.dim() < 2:
+                shape = tuple(call.inputs.shape)
+                raise ValueError(
+                    f"Expected the input of layer {name!r} to have the {n_samples} "
+                    f"samples of the batch as its first dimension, got shape {shape}. "
+                    "Reshape inside the module so that the batch comes first."
+                )
+
+
+def is_output(call: LayerCall, outputs: Tensor) -> bool:
+    """Whether a call's preactivations are the raw outputs, one per neuron."""
+    z = call.preactivations
+    n = z.shape[0]
+    return bool(
+        call.batch_dim == 0
+        # An operation in place (a final ReLU, say) would leave the address as it is.
+        and z._version == call.version
+        and outputs.data_ptr() == z.data_ptr()
+        and outputs.numel() == z.numel()
+        and call.n_positions == 1
+        and torch.equal(outputs.reshape(n, -1), z.reshape(n, -1))
+    )

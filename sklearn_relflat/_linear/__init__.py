@@ -1,0 +1,1 @@
+"""Least squares and logistic regression penalised by relative flatness; no torch."""

@@ -1,0 +1,1 @@
+"""Losses: value, gradient and factored Hessian in a model's raw outputs."""

@@ -1,0 +1,1 @@
+"""The measures that relative flatness competes with."""

@@ -1,0 +1,268 @@
+"""Many measures of one model, sharing passes over the data where they can."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sklearn_relflat._curvature.feature_scales import feature_scales
+from sklearn_relflat._curvature.quadratic_forms import (
+    QuadraticForm,
+    identity_form,
+    weight_form,
+)
+from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._measures.badness import has_accuracy
+from sklearn_relflat._measures.by_name import MEASURES
+from sklearn_relflat._measures.hessian_trace import (
+    form_values,
+    sum_of_forms,
+)
+from sklearn_relflat._measures.max_eigenvalue import max_eigenvalue_of
+from sklearn_relflat._measures.measurement import ALL_LAYERS, Measurement
+from sklearn_relflat._measures.norms import fisher_rao_of, weight_norm_of
+from sklearn_relflat._measures.pac_bayes import pac_bayes_of
+from sklearn_relflat._measures.problem import Problem, open_problem
+from sklearn_relflat._measures.sharpness import asam_of, sam_of
+
+Cell = tuple[str, str]
+
+# Measures whose forms share one pass over the data.
+_CURVATURE = ("relative_flatness", "relative_flatness_std", "hessian_trace")
+_CURVATURE_OPTIONS = ("curvature", "method", "rtol")
+# What is cheap enough, or only defined, layer by layer.
+_LAYERWISE = (*_CURVATURE, "weight_norm")
+# Definition 3 is about one layer.
+_ONE_LAYER = ("relative_flatness", "relative_flatness_std")
+
+_SINGLE: dict[str, Callable[..., Measurement]] = {
+    "hessian_max_eigenvalue": max_eigenvalue_of,
+    "fisher_rao_norm": fisher_rao_of,
+    "pac_bayes_flatness": pac_bayes_of,
+    "pac_bayes_flatness_magnitude": lambda problem, **options: pac_bayes_of(
+        problem, magnitude_aware=True, **options
+    ),
+    "weight_norm": weight_norm_of,
+    "sam_sharpness": sam_of,
+    "asam_sharpness": asam_of,
+}
+
+
+def measure_options(
+    measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None,
+) -> dict[str, dict[str, Any]]:
+    """Look up the options of measures, and check the names.
+
+    Parameters
+    ----------
+    measures : sequence of str, dict of str to dict, or None
+        Names of measures, options by name, or None for all.
+
+    Returns
+    -------
+    options : dict of str to dict
+        By the name of the measure.
+
+    Raises
+    ------
+    TypeError
+        If `measures` is a string.
+    ValueError
+        If there is no such measure or option.
+    """
+    if isinstance(measures, str):
+        raise TypeError(
+            f"Expected measures to be a list of names, got the string {measures!r}. "
+            f"Pass [{measures!r}]."
+        )
+    names = MEASURES if measures is None else measures
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown:
+        raise ValueError(
+            f"Expected measures to be some of {list(MEASURES)}, got {unknown!r}."
+        )
+    given = measures if isinstance(measures, Mapping) else {}
+    options = {name: dict(given.get(name, {})) for name in names}
+    for name in set(_CURVATURE) & set(options):
+        wrong = sorted(set(options[name]) - set(_CURVATURE_OPTIONS))
+        if wrong:
+            raise ValueError(
+                f"Expected the options of {name!r} to be some of "
+                f"{list(_CURVATURE_OPTIONS)}, got {wrong!r}. Call the function itself "
+                "for its other options."
+            )
+    return options
+
+
+def evaluate(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    layers: Sequence[str] | None,
+    options: dict[str, dict[str, Any]],
+    automatic: bool,
+    loss: Any,
+    sample_weight: Any,
+    random_state: Any,
+) -> list[dict[str, Any]]:
+    """Rows of the table.
+
+    Parameters
+    ----------
+    estimator, X, y, loss, sample_weight, random_state
+        See `compare_measures`.
+    layers : sequence of str or None
+        See `compare_measures`.
+    options : dict of str to dict
+        Options by the name of the measure.
+    automatic : bool
+        Whether measures that the model does not have are left out.
+
+    Returns
+    -------
+    rows : list of dict
+        One per measure and layer.
+
+    Raises
+    ------
+    TypeError
+        If `layers` is a string.
+    """
+    if isinstance(layers, str):
+        raise TypeError(
+            f"Expected layers to be a list of names, got the string {layers!r}. "
+            f"Pass [{layers!r}]."
+        )
+    everything = layers is None or ALL_LAYERS in layers
+    with open_problem(
+        estimator,
+        X,
+        y,
+        layer=ALL_LAYERS if everything else layers,
+        loss=loss,
+        sample_weight=sample_weight,
+        random_state=random_state,
+    ) as problem:
+        if automatic and not has_accuracy(problem):
+            options = {k: v for k, v in options.items() if "pac_bayes" not in k}
+        cells = [
+            (measure, layer)
+            for measure in options
+            for layer in _layers_for(measure, layers, problem)
+        ]
+        return _rows(problem, cells, options)
+
+
+def _layers_for(
+    measure: str, layers: Sequence[str] | None, problem: Problem
+) -> list[str]:
+    """Layers for which a measure is reported."""
+    if layers is None:
+        names = list(problem.layers)
+        if len(names) == 1:
+            return names
+        if measure in _LAYERWISE:
+            names.append(ALL_LAYERS)
+        else:
+            names = [ALL_LAYERS]
+    else:
+        # The names by which the layers were asked for may be those of tied ones.
+        names = [
+            name if name == ALL_LAYERS else _own_name(problem, name) for name in layers
+        ]
+    if measure in _ONE_LAYER:
+        names = [name for name in names if name != ALL_LAYERS]
+    return names
+
+
+def _own_name(problem: Problem, name: str) -> str:
+    """Name of a layer in the problem, given any of its names."""
+    return next(own for own, layer in problem.layers.items() if name in layer.aliases)
+
+
+def _rows(
+    problem: Problem, cells: list[Cell], options: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Evaluate all cells, those that can share a pass together."""
+    groups: list[list[Cell]] = []
+    shared: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        measure = cell[0]
+        if measure not in _CURVATURE:
+            groups.append([cell])
+            continue
+        key = tuple(sorted(options[measure].items()))
+        if key not in shared:
+            groups.append(shared.setdefault(key, []))
+        shared[key].append(cell)
+    found: dict[Cell, dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        start, read = time.perf_counter(), problem.source.n_passes
+        chosen = options[group[0][0]]
+        if group[0][0] in _CURVATURE:
+            results = _curvature_cells(problem, group, chosen)
+        else:
+            measure, layer = group[0]
+            results = [_SINGLE[measure](problem.narrowed(layer), **chosen)]
+        cost = {
+            "seconds": time.perf_counter() - start,
+            "passes": problem.source.n_passes - read,
+            "evaluation": number,
+        }
+        for cell, result in zip(group, results, strict=True):
+            found[cell] = {
+                "measure": cell[0],
+                "layer": cell[1],
+                "value": result.value,
+                "stderr": result.stderr,
+                "tolerance": result.tolerance,
+                "method": result.method,
+                **cost,
+            }
+    return [found[cell] for cell in cells]
+
+
+def _curvature_cells(
+    problem: Problem, cells: list[Cell], options: dict[str, Any]
+) -> list[Measurement]:
+    """Relative flatness and Hessian traces from one pass over the data."""
+    normalized = {
+        layer: problem.layers[layer]
+        for measure, layer in cells
+        if measure == "relative_flatness_std"
+    }
+    scales: dict[str, Tensor] = {}
+    if normalized:
+        scales = feature_scales(problem.view, problem.source, normalized)
+    parts = {
+        (measure, layer): list(problem.layers) if layer == ALL_LAYERS else [layer]
+        for measure, layer in cells
+    }
+    forms = {
+        (cell[0], name): _FORMS[cell[0]](problem.layers[name], scales)
+        for cell, names in parts.items()
+        for name in names
+    }
+    values = form_values(problem, [*forms.values()], **options)
+    table = dict(zip(forms, values, strict=True))
+    return [
+        sum_of_forms(
+            problem.narrowed(cell[1]),
+            cell[0],
+            [table[cell[0], name] for name in parts[cell]],
+        )
+        for cell in cells
+    ]
+
+
+_FORMS: dict[str, Callable[[WeightLayer, dict[str, Tensor]], QuadraticForm]] = {
+    "relative_flatness": lambda layer, scales: weight_form(layer),
+    "relative_flatness_std": lambda layer, scales: weight_form(
+        layer, scales[layer.name]
+    ),
+    "hessian_trace": lambda layer, scales: identity_form(layer),
+}

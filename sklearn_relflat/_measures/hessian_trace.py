@@ -1,0 +1,202 @@
+"""Trace of the Hessian in a layer's weight, or in all weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn_relflat._curvature.estimate import FormEstimator, Settings
+from sklearn_relflat._curvature.quadratic_forms import QuadraticForm, identity_form
+from sklearn_relflat._measures.measurement import Measurement
+from sklearn_relflat._measures.problem import Problem, open_problem
+
+
+def hessian_trace(
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    layer: str | Sequence[str] | None = None,
+    loss: Any = None,
+    curvature: str = "hessian",
+    method: str = "auto",
+    rtol: float = 0.01,
+    sample_weight: Any = None,
+    random_state: Any = None,
+) -> Measurement:
+    """Trace of the Hessian of the mean loss in the weights.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted model, see `relative_flatness`.
+    X : {array-like, sparse matrix, Tensor, Dataset, dict} of shape (n_samples, ...)
+        The sample.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+        Targets; None only where X is a data set that carries them.
+    layer : str or sequence of str, default=None
+        Name of a layer, see `list_layers`; None is the output layer, "all" stands for
+        the weights of all layers together, a list for those of some. Biases are never
+        part of the trace.
+    loss : str, torch criterion or callable, default=None
+        The loss; None is the one that the model was trained with.
+    curvature : {"hessian", "gauss_newton"}, default="hessian"
+        The Hessian, or its Gauss-Newton part.
+    method : {"auto", "exact", "sampled"}, default="auto"
+        As in `relative_flatness`: "auto" is exact unless outputs or neurons are too
+        many for that.
+    rtol : float, default=0.01
+        Relative standard error of every layer's trace at which sampling stops.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the sampling.
+
+    Returns
+    -------
+    result : Measurement
+        The trace. For several layers it is the sum of their traces, the trace of the
+        Hessian in their weights together; its standard error is then the sum of
+        theirs, an upper bound, because the layers share the random draws.
+
+    See Also
+    --------
+    relative_flatness : Weighs the blocks of the Hessian by the products of neurons,
+        which makes it invariant to rescaling layers; the trace is not.
+
+    Notes
+    -----
+    The trace costs what the relative flatness costs: no Hessian is formed, and no
+    random vectors are needed where the Gauss-Newton factors can be enumerated.
+
+    Examples
+    --------
+    For least squares, the Hessian is 2 / n X^T X:
+
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import LinearRegression
+    >>> from sklearn_relflat import hessian_trace
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> trace = hessian_trace(LinearRegression().fit(X, y), X, y)
+    >>> bool(np.isclose(float(trace), 2 / len(X) * np.sum(X**2), rtol=1e-12))
+    True
+    """
+    with open_problem(
+        estimator,
+        X,
+        y,
+        layer=layer,
+        loss=loss,
+        sample_weight=sample_weight,
+        random_state=random_state,
+    ) as problem:
+        return trace_of(problem, curvature=curvature, method=method, rtol=rtol)
+
+
+def trace_of(
+    problem: Problem,
+    *,
+    curvature: str = "hessian",
+    method: str = "auto",
+    rtol: float = 0.01,
+) -> Measurement:
+    """Hessian trace of an open problem; see `hessian_trace`."""
+    forms = [identity_form(layer) for layer in problem.layers.values()]
+    parts = form_values(problem, forms, curvature=curvature, method=method, rtol=rtol)
+    return sum_of_forms(problem, "hessian_trace", parts)
+
+
+@dataclass(frozen=True)
+class FormValue:
+    """Value of a quadratic form in the Hessian, and how it was obtained."""
+
+    value: float
+    stderr: float
+    method: str
+    mean_loss: float
+
+
+def form_values(
+    problem: Problem,
+    forms: list[QuadraticForm],
+    *,
+    curvature: str = "hessian",
+    method: str = "auto",
+    rtol: float = 0.01,
+) -> list[FormValue]:
+    """Values of quadratic forms in the Hessian of the mean loss, from one pass.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model and its data.
+    forms : list of QuadraticForm
+        Forms of its layers.
+    curvature : {"hessian", "gauss_newton"}
+        Which matrix.
+    method : {"auto", "exact", "sampled"}
+        How.
+    rtol : float
+        Relative standard error of every form at which sampling stops.
+
+    Returns
+    -------
+    values : list of FormValue
+        One per form.
+
+    Raises
+    ------
+    ValueError
+        If an option is not valid.
+    """
+    for name, value, allowed in (
+        ("curvature", curvature, ("hessian", "gauss_newton")),
+        ("method", method, ("auto", "exact", "sampled")),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"Expected {name} to be one of {list(allowed)}, got {value!r}."
+            )
+    if not rtol >= 0:
+        raise ValueError(f"Expected rtol to be a number of at least 0, got {rtol!r}.")
+    if len(forms) > 1 and {f.layer.name for f in forms} == {problem.plan.output_layer}:
+        # Each in closed form: several cheap passes instead of one with derivatives.
+        options = {"curvature": curvature, "method": method}
+        return [
+            value
+            for form in forms
+            for value in form_values(problem, [form], **options, rtol=rtol)
+        ]
+    estimate = FormEstimator(
+        problem.view,
+        problem.source,
+        forms,
+        problem.plan,
+        Settings(curvature, method, rtol),
+        problem.generator(),
+    ).evaluate()
+    scale = problem.denominator(estimate.sums.denominator)
+    return [
+        FormValue(
+            total / scale,
+            math.sqrt(variance) / scale,
+            estimate.method,
+            estimate.sums.loss / scale,
+        )
+        for total, variance in zip(estimate.totals, estimate.variances, strict=True)
+    ]
+
+
+def sum_of_forms(problem: Problem, measure: str, parts: list[FormValue]) -> Measurement:
+    """Sum over layers, as the result for all of them."""
+    return problem.result(
+        measure,
+        sum(part.value for part in parts),
+        # The layers share the random draws: only the triangle inequality is left.
+        stderr=sum(part.stderr for part in parts),
+        method=parts[0].method,
+        mean_loss=parts[0].mean_loss,
+    )

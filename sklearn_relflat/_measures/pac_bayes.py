@@ -1,0 +1,336 @@
+"""PAC-Bayes flatness: how much noise in the weights the accuracy withstands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_relflat._curvature.linearization import wide
+from sklearn_relflat._measures.badness import METRICS, has_accuracy
+from sklearn_relflat._measures.measurement import Measurement
+from sklearn_relflat._measures.problem import Problem, open_problem
+from sklearn_relflat._measures.weight_space import Point, WeightSpace
+
+# Noise beyond this many times the size of the weights leaves nothing of the weights.
+_MAX_DOUBLINGS = 10
+# Noise this much smaller than the weights is lost in double precision.
+_MAX_HALVINGS = 50
+
+
+def pac_bayes_flatness(
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    layer: str | Sequence[str] | None = None,
+    loss: Any = None,
+    metric: str = "accuracy",
+    drop: float = 0.1,
+    magnitude_aware: bool = False,
+    n_draws: int = 16,
+    rtol: float = 0.01,
+    sample_weight: Any = None,
+    random_state: Any = None,
+) -> Measurement:
+    """Inverse variance of the noise in the weights that the model just withstands.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted model, see `relative_flatness`.
+    X : {array-like, sparse matrix, Tensor, Dataset, dict} of shape (n_samples, ...)
+        The sample.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+        Targets; None only where X is a data set that carries them.
+    layer : str or sequence of str, default=None
+        Name of a layer; None is the output layer, "all" the weights of all layers
+        together. Biases get no noise.
+    loss : str, torch criterion or callable, default=None
+        The loss, for ``metric="loss"`` and the mean loss of the result.
+    metric : {"accuracy", "loss"}, default="accuracy"
+        What must not get worse by more than `drop`: the accuracy of a classifier, or
+        the mean loss of any model. A regressor has no accuracy. Samples count with
+        their weights, also with those from a scikit-learn model's ``class_weight``.
+    drop : float, default=0.1
+        How much worse it may get on the average over the noise: accuracy as a fraction,
+        the mean loss in its own unit.
+    magnitude_aware : bool, default=False
+        Whether the noise of each weight is proportional to its absolute value, which
+        makes the measure invariant to rescaling layers and neurons.
+    n_draws : int, default=16
+        Number of draws of the noise. All standard deviations share them.
+    rtol : float, default=0.01
+        Relative width of the bracket of the standard deviation at which the bisection
+        stops.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the noise.
+
+    Returns
+    -------
+    result : Measurement
+        ``1 / sigma^2``, with sigma the largest standard deviation that is withstood;
+        0.0 if no noise is too much, as for a model that predicts no better than chance.
+        `stderr` is that of the average over the draws, `tolerance` the width of the
+        last bracket.
+
+    Raises
+    ------
+    ValueError
+        If an option is not valid, the model has no accuracy, or the smallest noise is
+        too much already.
+
+    Notes
+    -----
+    The perturbed weights are ``w + sigma * u`` with standard normal u, or ``w * (1 +
+    sigma * u)`` if `magnitude_aware` (the variant of [2]_, without its constant for
+    weights of zero). Bisection looks for the first sigma at which the average over the
+    draws falls below the unperturbed accuracy minus `drop`. Large is sharp.
+
+    References
+    ----------
+    .. [1] B. Neyshabur, S. Bhojanapalli, D. McAllester, N. Srebro, "Exploring
+       Generalization in Deep Learning", NeurIPS 2017.
+    .. [2] Y. Jiang, B. Neyshabur, H. Mobahi, D. Krishnan, S. Bengio, "Fantastic
+       Generalization Measures and Where to Find Them", ICLR 2020, appendix C.
+
+    Examples
+    --------
+    With the squared loss the rise is ``sigma^2 / 2`` times the trace of the Hessian, so
+    that a drop of 0.5 gives back the trace:
+
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LinearRegression
+    >>> from sklearn_relflat import hessian_trace, pac_bayes_flatness
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = LinearRegression().fit(X, y)
+    >>> flatness = pac_bayes_flatness(
+    ...     model, X, y, metric="loss", drop=0.5, n_draws=500, random_state=0
+    ... )
+    >>> bool(abs(flatness.value - hessian_trace(model, X, y).value) < 20)
+    True
+    """
+    with open_problem(
+        estimator,
+        X,
+        y,
+        layer=layer,
+        loss=loss,
+        sample_weight=sample_weight,
+        random_state=random_state,
+    ) as problem:
+        return pac_bayes_of(
+            problem,
+            metric=metric,
+            drop=drop,
+            magnitude_aware=magnitude_aware,
+            n_draws=n_draws,
+            rtol=rtol,
+        )
+
+
+def pac_bayes_of(
+    problem: Problem,
+    *,
+    metric: str = "accuracy",
+    drop: float = 0.1,
+    magnitude_aware: bool = False,
+    n_draws: int = 16,
+    rtol: float = 0.01,
+) -> Measurement:
+    """PAC-Bayes flatness of an open problem; see `pac_bayes_flatness`."""
+    _check_options(problem, metric, drop, n_draws, rtol)
+    noise = _Noise(problem, metric, magnitude_aware, n_draws)
+    loss_before, badness_before = noise.at_weights()
+    search = _Search(noise.badness, badness_before + drop, rtol)
+    low, high = search.bracket(noise.unit())
+    name = "pac_bayes_flatness"
+    method = "magnitude_aware_bisection" if magnitude_aware else "bisection"
+    if math.isinf(low):
+        return problem.result(name, 0.0, method=method, mean_loss=loss_before)
+    return problem.result(
+        name,
+        low**-2,
+        method=method,
+        stderr=2 * low**-3 * search.stderr(low, badness_before),
+        tolerance=low**-2 - high**-2,
+        mean_loss=loss_before,
+    )
+
+
+def _check_options(
+    problem: Problem, metric: str, drop: float, n_draws: int, rtol: float
+) -> None:
+    """Raise where an option is not valid."""
+    if metric not in METRICS:
+        raise ValueError(
+            f"Expected metric to be one of {list(METRICS)}, got {metric!r}."
+        )
+    if not drop > 0:
+        raise ValueError(f"Expected drop to be a positive number, got {drop!r}.")
+    if metric == "accuracy" and not drop < 1:
+        raise ValueError(
+            f"Expected a drop in accuracy of less than 1, got {drop!r}. It is a "
+            "fraction: 0.1 for ten percentage points."
+        )
+    if not (isinstance(n_draws, Integral) and n_draws >= 2):
+        raise ValueError(
+            f"Expected n_draws to be an integer of at least 2, got {n_draws!r}."
+        )
+    if not 0 < rtol < 1:
+        raise ValueError(f"Expected rtol to be between 0 and 1, got {rtol!r}.")
+    if metric == "accuracy" and not has_accuracy(problem):
+        raise ValueError(
+            f"Expected a classifier for the drop in accuracy, got "
+            f"{problem.view.estimator_name} with the loss {problem.view.loss.name!r}. "
+            'Pass metric="loss" and, as drop, by how much the mean loss may rise.'
+        )
+
+
+class _Noise:
+    """Badness (error or mean loss) of the model under noise of any size."""
+
+    def __init__(
+        self, problem: Problem, metric: str, magnitude_aware: bool, n_draws: int
+    ) -> None:
+        self.problem = problem
+        self.metric = metric
+        self.space = WeightSpace(problem)
+        self.axes: Point | None = None
+        if magnitude_aware:
+            self.axes = {name: w.abs() for name, w in self.space.weights.items()}
+        generator = problem.generator()
+        self.seeds = torch.randint(
+            2**62, (int(n_draws),), generator=generator, device=generator.device
+        ).tolist()
+
+    def unit(self) -> float:
+        """Return the standard deviation of noise as large as the weights."""
+        if self.axes is not None:
+            return 1.0
+        squares = sum(
+            float(wide(w).square().sum()) for w in self.space.weights.values()
+        )
+        return math.sqrt(squares / self.space.n_weights) or 1.0
+
+    def at_weights(self) -> tuple[float, float]:
+        """Mean loss and badness without noise."""
+        (loss,) = self._averages("loss", [self.space.weights])
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"Expected a finite mean loss, got {loss!r}. Check the targets, or "
+                "train a model that does not diverge."
+            )
+        if self.metric == "loss":
+            return loss, loss
+        return loss, self._averages(self.metric, [self.space.weights])[0]
+
+    def badness(self, sigma: float) -> np.ndarray:
+        """Badness under every draw of the noise, (n_draws,)."""
+        # Draws of an output layer are small, and share the pass that finds its
+        # features. Elsewhere one draw at a time is kept in memory.
+        size = len(self.seeds) if self.space.is_output_layer else 1
+        values: list[float] = []
+        for start in range(0, len(self.seeds), size):
+            seeds = self.seeds[start : start + size]
+            points = [self._draw(seed, sigma) for seed in seeds]
+            values += self._averages(self.metric, points)
+        return np.array(values)
+
+    def _draw(self, seed: int, sigma: float) -> Point:
+        """Perturbed weights. A seed instead of the noise itself saves its memory."""
+        generator = torch.Generator(device=self.problem.view.device).manual_seed(seed)
+        noise = self.space.normal(generator)
+        if self.axes is not None:
+            noise = {name: u * self.axes[name] for name, u in noise.items()}
+        return self.space.moved({name: sigma * u for name, u in noise.items()})
+
+    def _averages(self, metric: str, points: list[Point]) -> list[float]:
+        """Badness at each of some points, from one pass over the data."""
+        totals, count = [0.0] * len(points), 0.0
+        with torch.no_grad():
+            for batch in self.problem.source:
+                outputs = self.space.outputs_at(batch)
+                for j, point in enumerate(points):
+                    part, n = METRICS[metric](self.problem, batch, outputs(point))
+                    totals[j] += float(part)
+                count += float(n)
+        if metric == "loss":
+            return [total / self.problem.denominator(count) for total in totals]
+        if not count > 0:
+            raise ValueError(
+                "Expected samples with a positive total weight, got 0.0: every sample "
+                "is ignored or has weight zero. Check sample_weight and ignore_index."
+            )
+        return [total / count for total in totals]
+
+
+# ---------------------------------------------------------------------------
+# The largest noise that is withstood
+# ---------------------------------------------------------------------------
+@dataclass
+class _Search:
+    """Where the mean badness first exceeds a limit."""
+
+    badness: Callable[[float], np.ndarray]
+    limit: float
+    rtol: float
+    seen: dict[float, np.ndarray] = field(default_factory=dict)
+
+    def at(self, sigma: float) -> np.ndarray:
+        """Badness at sigma, computed once."""
+        if sigma not in self.seen:
+            self.seen[sigma] = self.badness(sigma)
+        return self.seen[sigma]
+
+    def exceeds(self, sigma: float) -> bool:
+        """Whether noise of this size is too much."""
+        # Rounding of a mean of counts must not decide.
+        return bool(self.at(sigma).mean() > self.limit + 1e-12 * abs(self.limit))
+
+    def bracket(self, unit: float) -> tuple[float, float]:
+        """Neighbouring standard deviations of which only the larger is too much."""
+        low, high = 0.0, unit / 8
+        while not self.exceeds(high):
+            low, high = high, 2 * high
+            if high > unit * 2**_MAX_DOUBLINGS:
+                return math.inf, math.inf
+        while low == 0.0:
+            if high < unit * 2.0**-_MAX_HALVINGS:
+                raise ValueError(
+                    "The accuracy or loss gets worse by more than drop under the "
+                    f"smallest noise, of standard deviation {high!r}: the outputs of "
+                    "several classes are equal. Train the model first."
+                )
+            if self.exceeds(high / 2):
+                high /= 2
+            else:
+                low = high / 2
+        while high > low * (1 + self.rtol):
+            middle = math.sqrt(low * high)
+            if self.exceeds(middle):
+                high = middle
+            else:
+                low = middle
+        return low, high
+
+    def stderr(self, sigma: float, start: float) -> float:
+        """Divide the standard error of the mean badness by its slope in sigma."""
+        draws = self.at(sigma)
+        error = float(draws.std(ddof=1)) / math.sqrt(len(draws))
+        if not error:
+            return 0.0
+        below, above = sigma / 1.25, sigma * 1.25
+        rise = float(np.mean(self.at(above)) - np.mean(self.at(below)))
+        slope = rise / (above - below)
+        if not (math.isfinite(slope) and slope > 0):
+            # The chord from no noise: the limit exceeds the start.
+            slope = (self.limit - start) / sigma
+        return error / slope

@@ -1,0 +1,278 @@
+"""The empirical risk as a function of the weights of some layers.
+
+A perturbed model is never made: each forward pass gets the perturbed weights through
+``torch.func.functional_call``, and the user's parameters are read only. Points of the
+space are dicts of tensors by parameter name, in the parameters' own shapes and dtype;
+sums over samples are taken in float64 where the device has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklearn_relflat._curvature.linearization import wide
+from sklearn_relflat._data.batches import Batch
+from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
+from sklearn_relflat._layers.capture import capture
+from sklearn_relflat._measures.problem import Problem, risk_of
+from sklearn_relflat._models.torch_model import TorchModel
+
+Point = dict[str, Tensor]
+
+_NO_SECOND_DERIVATIVE = (
+    "The second derivative of the model in its weights is needed, and torch could not "
+    "form it: {}. Replace the operation, or use hessian_trace with "
+    'curvature="gauss_newton", which needs first derivatives only.'
+)
+
+
+class _Forward(nn.Module):
+    """Raw outputs of a view as a module, so that its weights can be replaced."""
+
+    def __init__(self, view: TorchModel) -> None:
+        super().__init__()
+        self.inner = view.module
+        # A plain attribute: `view` is no module, and its forward is not `inner`'s.
+        self.view = view
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return the raw outputs."""
+        return self.view.outputs(inputs)
+
+
+class WeightSpace:
+    """Risk, gradient and Hessian products around the weights of a model.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model, its data and its layers.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+        The model's own weights, detached, by parameter name.
+
+    Raises
+    ------
+    TypeError
+        If a weight is no parameter of its own.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._forward = _Forward(problem.view)
+        names = {id(p): name for name, p in self._forward.named_parameters()}
+        self.weights: Point = {}
+        for layer in problem.layers.values():
+            weight = dict(layer.modules[0].named_parameters(recurse=False)).get(
+                "weight"
+            )
+            if weight is None:
+                raise TypeError(
+                    f"The weight of layer {layer.name!r} is computed from other "
+                    "parameters, so that it cannot be perturbed. Remove the "
+                    "parametrization (torch.nn.utils.parametrize."
+                    "remove_parametrizations) from a copy of the model, and measure "
+                    "the copy."
+                )
+            self.weights[names[id(weight)]] = weight.detach()
+
+    @property
+    def is_output_layer(self) -> bool:
+        """Whether the raw outputs are linear in these weights."""
+        return list(self.problem.layers) == [self.problem.plan.output_layer]
+
+    @property
+    def n_weights(self) -> int:
+        """Dimension of the space."""
+        return sum(w.numel() for w in self.weights.values())
+
+    def outputs(self, point: Point, inputs: Any) -> Tensor:
+        """Raw outputs of the model with other weights."""
+        return torch.func.functional_call(self._forward, point, (inputs,))
+
+    def outputs_at(self, batch: Batch) -> Callable[[Point], Tensor]:
+        """Prepare the raw outputs of one batch as a function of the weights.
+
+        Parameters
+        ----------
+        batch : Batch
+            The samples.
+
+        Returns
+        -------
+        outputs : callable
+            Maps a point to raw outputs. Where the output layer alone is measured, the
+            network runs once, and each call is one product with its features.
+        """
+        if not self.is_output_layer:
+            return lambda point: self.outputs(point, batch.inputs)
+        view, layers = self.problem.view, self.problem.layers
+        (name,) = layers
+        with capture(view, layers, differentiable=False) as seen:
+            shape = view.outputs(batch.inputs).shape
+            call = seen[name][0]
+            phi = call.columns()[:, :, 0]
+            bias = dict(call.module.named_parameters()).get("bias")
+
+        def outputs(point: Point) -> Tensor:
+            """Multiply the features by other weights."""
+            (weight,) = point.values()
+            z = phi @ weight.flatten(1).T
+            return (z if bias is None else z + bias.detach()).reshape(shape)
+
+        return outputs
+
+    def moved(self, step: Point) -> Point:
+        """Weights plus a step."""
+        return {name: w + step[name] for name, w in self.weights.items()}
+
+    # -----------------------------------------------------------------------
+    # Sums over the data
+    # -----------------------------------------------------------------------
+    def _chunk_risk(self, point: Point, batch: Batch) -> tuple[Tensor, float]:
+        """Weighted loss sum and denominator of one chunk."""
+        outputs = self.outputs(point, batch.inputs)
+        value, denominator, weight, _ = risk_of(self.problem, batch, outputs)
+        total = (weight * value).sum()
+        if not bool(torch.isfinite(total)):
+            raise ValueError(
+                f"Expected a finite loss, got {float(total)!r} in the samples from "
+                f"{batch.start} on. If it is finite at the model's own weights, choose "
+                "a smaller perturbation."
+            )
+        return total, float((weight * denominator).sum())
+
+    def risk(self, point: Point) -> float:
+        """Empirical risk at a point."""
+        total, denominator = 0.0, 0.0
+        with torch.no_grad():
+            for batch in self.problem.source:
+                part, part_denominator = self._chunk_risk(point, batch)
+                total += float(part.detach())
+                denominator += part_denominator
+        return total / self.problem.denominator(denominator)
+
+    def gradient(self, point: Point) -> tuple[float, Point]:
+        """Empirical risk at a point and its gradient, in the dtype for sums."""
+        total, denominator = 0.0, 0.0
+        sums = self.zeros()
+        for batch in self.problem.chunks():
+            leaves = _leaves(point)
+            with torch.enable_grad():
+                part, part_denominator = self._chunk_risk(leaves, batch)
+                gradients = _grad(part, leaves)
+            total += float(part.detach())
+            denominator += part_denominator
+            for name, gradient in gradients.items():
+                sums[name] += gradient
+        scale = self.problem.denominator(denominator)
+        return total / scale, {name: g / scale for name, g in sums.items()}
+
+    def hessian_product(self, vector: Point) -> Point:
+        """Hessian of the empirical risk at the model's own weights, times a vector.
+
+        Parameters
+        ----------
+        vector : dict of str to Tensor
+            A direction.
+
+        Returns
+        -------
+        product : dict of str to Tensor
+            In the dtype for sums.
+
+        Raises
+        ------
+        ValueError
+            If torch has no second derivative for an operation of the model.
+        """
+        denominator = 0.0
+        sums = self.zeros()
+        for batch in self.problem.chunks():
+            leaves = _leaves(self.weights)
+            with torch.enable_grad():
+                part, part_denominator = self._chunk_risk(leaves, batch)
+                gradients = _grad(part, leaves, create_graph=True)
+                products = self._second(gradients, vector, leaves)
+            denominator += part_denominator
+            for name, product in products.items():
+                sums[name] += product
+        scale = self.problem.denominator(denominator)
+        return {name: p / scale for name, p in sums.items()}
+
+    @staticmethod
+    def _second(gradients: Point, vector: Point, leaves: Point) -> Point:
+        """Differentiate the inner product of gradient and vector."""
+        # A gradient that is constant in the weights carries no graph.
+        live = {name: g for name, g in gradients.items() if g.requires_grad}
+        if not live:
+            return {}
+        if has_undefined_derivative(live.values()):
+            raise ValueError(_NO_SECOND_DERIVATIVE.format("once_differentiable"))
+        inner = [(g * vector[name].to(g.dtype)).sum() for name, g in live.items()]
+        try:
+            return _grad(torch.stack(inner).sum(), leaves)
+        except RuntimeError as error:
+            raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
+
+    # -----------------------------------------------------------------------
+    # Vectors
+    # -----------------------------------------------------------------------
+    def zeros(self) -> Point:
+        """Zero vector, in the dtype for sums."""
+        return {name: torch.zeros_like(wide(w)) for name, w in self.weights.items()}
+
+    def normal(self, generator: torch.Generator) -> Point:
+        """Vector of independent standard normal numbers, in the weights' dtype."""
+        return {
+            name: torch.randn(
+                w.shape, generator=generator, dtype=w.dtype, device=w.device
+            )
+            for name, w in self.weights.items()
+        }
+
+    def to_array(self, point: Point) -> np.ndarray:
+        """Point as one float64 array."""
+        flat = torch.cat([point[name].flatten() for name in self.weights])
+        return flat.detach().cpu().double().numpy()
+
+    def from_array(self, array: np.ndarray) -> Point:
+        """Inverse of `to_array`, in the weights' dtype."""
+        parts: Iterator[Tensor] = iter(
+            torch.from_numpy(np.array(array, dtype=np.float64).reshape(-1)).split(
+                [w.numel() for w in self.weights.values()]
+            )
+        )
+        return {
+            name: next(parts).reshape(w.shape).to(device=w.device, dtype=w.dtype)
+            for name, w in self.weights.items()
+        }
+
+
+def _leaves(point: Point) -> Point:
+    """Point as leaves of a new graph."""
+    return {name: w.detach().requires_grad_() for name, w in point.items()}
+
+
+def _grad(total: Tensor, leaves: Point, *, create_graph: bool = False) -> Point:
+    """Gradient in the leaves; zero where the total does not depend on one."""
+    gradients = torch.autograd.grad(
+        total,
+        list(leaves.values()),
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(leaves, gradients, strict=True))
+
+
+def dot(left: Point, right: Point) -> float:
+    """Inner product of two points."""
+    return sum(float((wide(left[name]) * wide(right[name])).sum()) for name in left)

@@ -1,0 +1,1 @@
+"""The one view of a fitted model that everything above shares."""

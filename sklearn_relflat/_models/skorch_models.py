@@ -1,0 +1,103 @@
+"""skorch nets: their module, criterion and device as one view."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from sklearn.exceptions import NotFittedError
+from skorch import (
+    NeuralNet,
+    NeuralNetClassifier,
+)
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from sklearn_relflat._data.skorch_data import SkorchReader
+from sklearn_relflat._losses.table import loss_from_criterion
+from sklearn_relflat._models.torch_model import TorchModel
+
+
+def skorch_view(net: NeuralNet) -> TorchModel:
+    """Return the view of a skorch net.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        A fitted or initialized net.
+
+    Returns
+    -------
+    view : TorchModel
+        View of the net. Its forward pass is the net's own ``infer``.
+
+    Raises
+    ------
+    NotFittedError
+        If the net is not initialized.
+    ValueError
+        If the net's device is not there.
+    """
+    name = type(net).__name__
+    module = getattr(net, "module_", None)
+    if not getattr(net, "initialized_", False) or module is None:
+        raise NotFittedError(
+            f"This {name} instance is not fitted yet. Call 'fit' first, or "
+            "'initialize' followed by 'load_params'."
+        )
+    module = _uncompiled(module)
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        raise NotFittedError(
+            f"This {name} instance has lazy parameters without a shape. Call 'fit' "
+            "first."
+        )
+    _check_device(net.device, name)
+    criterion = _uncompiled(net.criterion_)
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        parameter = torch.empty(0, device=net.device)
+    device, dtype = parameter.device, parameter.dtype
+    return TorchModel(
+        module=module,
+        estimator_name=name,
+        device=device,
+        dtype=dtype,
+        forward=_shadow(net, device).infer,
+        read=SkorchReader(net, criterion, device, dtype),
+        training_loss=partial(loss_from_criterion, criterion),
+        link=_link(net, criterion),
+    )
+
+
+def _uncompiled(module: Any) -> Any:
+    """Return the plain module behind torch.compile."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _shadow(net: NeuralNet, device: torch.device) -> NeuralNet:
+    """Return a second net on the same modules, uncompiled, to call ``infer`` of."""
+    # Not copy.copy: skorch pickles the tensors of a net that it copies.
+    shadow = object.__new__(type(net))
+    shadow.__dict__.update(
+        {key: _uncompiled(value) for key, value in vars(net).items()}, device=device
+    )
+    return shadow
+
+
+def _check_device(device: Any, name: str) -> None:
+    """Raise where a net is meant for a GPU that is not there."""
+    if device is None or torch.device(device).type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"Expected a device that is available, got device={str(device)!r} of this "
+            f"{name}, and torch sees no CUDA device. Move the net with "
+            "net.set_params(device='cpu'), or run where there is a GPU."
+        )
+
+
+def _link(net: NeuralNet, criterion: Any) -> str | None:
+    """Return what the module applies to its logits, by the net's criterion."""
+    if isinstance(criterion, nn.NLLLoss):
+        # Only skorch's classifier takes the logarithm of the module's output.
+        return "softmax" if isinstance(net, NeuralNetClassifier) else "log_softmax"
+    return "sigmoid" if isinstance(criterion, nn.BCELoss) else None

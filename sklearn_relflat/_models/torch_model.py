@@ -1,0 +1,298 @@
+"""The one view of a fitted model that all measures share."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sklearn_relflat._data.batches import Batch, BatchSource
+from sklearn_relflat._data.inputs import is_finite, leaves
+from sklearn_relflat._losses.table import Loss
+from sklearn_relflat._models.links import first_output, logits_of
+from sklearn_relflat._models.state import plain_evaluation, preserved
+
+Prepare = Callable[[Any, Any], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TorchModel:
+    """A fitted model as a torch module, its loss, and a way to read its data.
+
+    Made by `as_torch_model`; wrappers change a view with :meth:`with_prepare`,
+    :meth:`with_loss` and :func:`dataclasses.replace`.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        The module, without torch.compile. Its parameters are the model's own.
+    estimator_name : str
+        Name of the estimator's class.
+    device : torch.device
+        Device of the parameters.
+    dtype : torch.dtype
+        Floating type of the parameters.
+    forward : callable
+        ``forward(inputs)``: what the estimator does with a batch.
+    read : callable
+        ``read(X, y, sample_weight, loss)`` gives a BatchSource; ``loss`` is the loss
+        that replaces the training loss, or None.
+    training_loss : callable
+        Returns the loss that the model was trained with, or raises if it is not
+        supported.
+    default_layer : str or None
+        Name of the layer to measure if none is named; None: the output layer.
+    link : {"softmax", "log_softmax", "sigmoid"} or None
+        What the module applies to its logits; None if it returns logits.
+    replaced_loss : Loss or None
+        The loss that the user put in place of the training loss.
+    prepare : tuple of callable
+        Each maps (X, y) to (X, y), outermost wrapper first.
+    """
+
+    module: nn.Module
+    estimator_name: str
+    device: torch.device
+    dtype: torch.dtype
+    forward: Callable[[Any], Any]
+    read: Callable[[Any, Any, Any, Loss | None], BatchSource]
+    training_loss: Callable[[], Loss]
+    default_layer: str | None = None
+    link: str | None = None
+    replaced_loss: Loss | None = None
+    prepare: tuple[Prepare, ...] = ()
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The loss to measure with: the training loss unless it was replaced."""
+        return self.replaced_loss or self.training_loss()
+
+    def with_loss(self, loss: Loss) -> Self:
+        """Return this view with another loss.
+
+        Parameters
+        ----------
+        loss : Loss
+            Takes the place of the training loss.
+
+        Returns
+        -------
+        view : TorchModel
+            A new view of the same module.
+        """
+        return dataclasses.replace(self, replaced_loss=loss)
+
+    def with_prepare(self, prepare: Prepare) -> Self:
+        """Return this view for the data of a wrapper around the model.
+
+        Parameters
+        ----------
+        prepare : callable
+            Maps the wrapper's (X, y) to what this view takes; y may be None. Wrappers
+            nest: the one added last is applied first.
+
+        Returns
+        -------
+        view : TorchModel
+            A new view of the same module.
+        """
+        return dataclasses.replace(self, prepare=(prepare, *self.prepare))
+
+    def batches(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchSource:
+        """Validate data and split it into the batches that the model takes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or what else the estimator takes
+            Samples.
+        y : array-like of shape (n_samples, ...), default=None
+            Targets; None if X carries them or none are needed.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        batches : BatchSource
+            Re-iterable batches.
+        """
+        for prepare in self.prepare:
+            X, y = prepare(X, y)
+        return self.read(X, y, sample_weight, self.replaced_loss)
+
+    def outputs(self, inputs: Any) -> Tensor:
+        """Run a forward pass; gradient mode and hooks are the caller's.
+
+        Parameters
+        ----------
+        inputs : Tensor, dict or list
+            Inputs of one batch.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n_samples,) or (n_samples, n_outputs, ...)
+            Raw outputs: logits for a classifier. Where the module ends in the link
+            function, the very tensor that entered it.
+        """
+        with self._explained_input_errors(inputs):
+            if self.link is None:
+                return first_output(self.forward(inputs))
+            return logits_of(self.link, lambda: self.forward(inputs))
+
+    @contextmanager
+    def _explained_input_errors(self, inputs: Any) -> Iterator[None]:
+        """Turn the module's error about its inputs into one about X."""
+        try:
+            yield
+        except TypeError as err:
+            if not (isinstance(inputs, dict) and "argument" in str(err)):
+                raise
+            raise TypeError(
+                f"The module {type(self.module).__name__} does not take the keyword "
+                f"arguments {list(inputs)!r}, the keys of a dict or the columns of a "
+                "DataFrame. Pass a DataFrame as X.to_numpy(), or name the arguments "
+                f"of forward like the keys; Python said: {err}"
+            ) from err
+        except RuntimeError as err:
+            for pattern, advice in _INPUT_ERRORS:
+                if pattern.search(str(err)):
+                    raise ValueError(
+                        f"The module {type(self.module).__name__} does not take a "
+                        f"batch with {_description(inputs)}: "
+                        f"{_first_layer(self.module)}. {advice} torch said: {err}"
+                    ) from err
+            raise
+
+    def check_outputs(self, outputs: Tensor, batch: Batch) -> None:
+        """Raise where a forward pass gave NaN or infinity.
+
+        Parameters
+        ----------
+        outputs : Tensor
+            Raw outputs of the batch.
+        batch : Batch
+            The batch.
+
+        Raises
+        ------
+        ValueError
+            Naming what is at fault: a weight, X, or the forward pass.
+        """
+        if is_finite(outputs):
+            return
+        self.check_parameters()
+        bad = torch.nonzero(~torch.isfinite(outputs))[0, 0]
+        largest = max(
+            (
+                float(values.abs().max())
+                for _, values in leaves(batch.inputs)
+                if isinstance(values, Tensor) and values.is_floating_point()
+            ),
+            default=0.0,
+        )
+        raise ValueError(
+            f"Expected finite outputs of {self.estimator_name}, got NaN or infinity "
+            f"from the forward pass of sample {batch.start + int(bad)}, though X and "
+            f"all parameters are finite. The largest entry of X in this batch is "
+            f"{largest:.3g}: scale X, or measure the model in double precision."
+        )
+
+    def check_parameters(self) -> None:
+        """Raise where a parameter holds NaN or infinity.
+
+        Raises
+        ------
+        ValueError
+            Naming the parameter.
+        """
+        for name, parameter in self.module.named_parameters():
+            if not is_finite(parameter):
+                raise ValueError(
+                    f"Expected finite weights, got NaN or infinity in parameter "
+                    f"{name!r} of {self.estimator_name}: its training diverged. Fit "
+                    "it again, with a smaller learning rate or scaled data."
+                )
+
+    @contextmanager
+    def measuring(self) -> Iterator[Self]:
+        """Put the model into the state to be measured in; restore it afterwards.
+
+        Inside: eval mode, attention by the plain formula (the fused kernels have no
+        second derivative), no inference mode and no autocast. Afterwards, also after
+        an exception: training flags, buffers, gradients and their flags, and the
+        global random states are what they were. Parameters are not copied: no
+        measure writes to them.
+
+        Yields
+        ------
+        view : TorchModel
+            This view.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not finite, or a batch normalisation keeps no running
+            statistics and so couples the samples of a batch.
+        """
+        self.check_parameters()
+        _check_independent_samples(self.module)
+        with ExitStack() as stack:
+            stack.enter_context(preserved(self.module))
+            stack.enter_context(plain_evaluation(self.device))
+            self.module.eval()
+            yield self
+
+
+# What torch says where shape or dtype of X do not fit the module, and the remedy.
+_INPUT_ERRORS = [
+    (
+        re.compile(
+            r"shapes cannot be multiplied|size mismatch|must match the size|"
+            r"[Ee]xpected input.* to have|Given (groups|normalized_shape|input size)|"
+            r"Expected \d.*-?D|is invalid for input of size|running_mean should contain"
+        ),
+        "Expected samples of the shape that the model was fitted on.",
+    ),
+    (
+        re.compile(r"the same dtype|expected scalar type|should be the same"),
+        "Expected inputs of the dtype that the model was fitted on: integers are "
+        "passed on as they are, so cast X to floating, for example with "
+        "X.astype('float32').",
+    ),
+]
+
+
+def _description(inputs: Any) -> str:
+    """Describe the inputs of a batch."""
+    return ", ".join(
+        f"{name} of shape {tuple(values.shape)} and dtype {values.dtype}"
+        for name, values in leaves(inputs)
+        if isinstance(values, Tensor)
+    )
+
+
+def _first_layer(module: nn.Module) -> str:
+    """Describe what the first weight layer of a module expects."""
+    for name, layer in module.named_modules():
+        for attribute in ("in_features", "in_channels"):
+            if isinstance(getattr(layer, attribute, None), int):
+                expected = getattr(layer, attribute)
+                title = f" {name!r}" if name else ""
+                return f"its first weight layer{title} has {attribute}={expected}"
+    return "it has no layer that tells its input width"
+
+
+def _check_independent_samples(module: nn.Module) -> None:
+    """Raise where a batch normalisation has no running statistics."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise ValueError(
+                "Expected every batch normalisation to keep running statistics, got "
+                f"module {name!r} with track_running_stats=False: it normalises by the "
+                "batch even in eval mode, so that a sample's loss depends on its "
+                "batch. Train with track_running_stats=True."
+            )

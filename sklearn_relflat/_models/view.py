@@ -1,0 +1,158 @@
+"""One view of every fitted model: module, raw outputs, loss and batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from skorch import NeuralNet
+from torch import nn
+
+from sklearn_relflat._data.batches import Batch, BatchSource
+from sklearn_relflat._losses.table import Loss, resolve_loss
+from sklearn_relflat._models.sklearn_models import ADAPTERS, find_adapter
+from sklearn_relflat._models.skorch_models import skorch_view
+from sklearn_relflat._models.torch_model import TorchModel
+
+__all__ = ["Batch", "BatchSource", "TorchModel", "as_torch_model"]
+
+
+def as_torch_model(
+    estimator: Any, *, loss: str | Callable[..., Any] | Loss | None = None
+) -> TorchModel:
+    """Return the one view of a fitted estimator that all measures share.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted skorch net or scikit-learn model, also inside of a Pipeline, a
+        FrozenEstimator or a fitted search, in any order. An object with a method
+        ``_as_torch_model()`` provides its own view.
+    loss : str, torch criterion or Loss, default=None
+        The loss to measure with; None is the one that the model was trained with.
+        Logits are found by the net's own criterion in either case.
+
+    Returns
+    -------
+    view : TorchModel
+        The view. Its parameters are the model's own memory.
+
+    Raises
+    ------
+    TypeError
+        If the model or the loss is not supported, listing what is.
+    ValueError
+        If the model's loss is not supported.
+    NotFittedError
+        If the estimator is not fitted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), ["no", "no", "yes", "yes"]
+    >>> model = LogisticRegression().fit(X, y)
+    >>> view = as_torch_model(model)
+    >>> view.loss.name, view.default_layer
+    ('binary_cross_entropy', 'coef')
+    >>> (batch,) = view.batches(X, y)
+    >>> np.allclose(view.outputs(batch.inputs).ravel(), model.decision_function(X))
+    True
+    """
+    view = model_view(estimator)
+    if loss is not None:
+        view = view.with_loss(resolve_loss(loss, None))
+    # Asking for the loss now raises here rather than in the middle of a measurement.
+    _ = view.loss
+    return view
+
+
+def model_view(estimator: Any) -> TorchModel:
+    """Return the view of an estimator with its training loss."""
+    if isinstance(estimator, type):
+        raise TypeError(
+            f"Expected a fitted estimator, got the class {estimator.__name__!r}. Pass "
+            "an instance, after fit."
+        )
+    if hasattr(estimator, "_as_torch_model"):
+        return estimator._as_torch_model()
+    for is_kind, view in _WRAPPERS:
+        if is_kind(estimator):
+            return view(estimator)
+    if isinstance(estimator, NeuralNet):
+        return skorch_view(estimator)
+    adapter = find_adapter(estimator)
+    if adapter is not None:
+        return adapter(estimator)
+    raise TypeError(_unsupported(estimator))
+
+
+def _unsupported(estimator: Any) -> str:
+    """Return the message about a model that has no view."""
+    models = ", ".join(sorted(kind.__name__ for kind, _ in ADAPTERS))
+    advice = ""
+    if isinstance(estimator, nn.Module):
+        advice = (
+            " Wrap a bare torch module in a net: "
+            "skorch.NeuralNetClassifier(module, "
+            "criterion=torch.nn.CrossEntropyLoss).initialize()."
+        )
+    return (
+        f"Expected a supported model, got {type(estimator).__name__!r}. Supported are "
+        f"skorch nets, {models} and LogisticRegressionCV, also inside of Pipeline, "
+        f"FrozenEstimator, a fitted search or FeatureSplit.{advice}"
+    )
+
+
+# ---------------------------------------------------------------------------
+# Wrappers
+# ---------------------------------------------------------------------------
+def _pipeline_view(pipeline: Pipeline) -> TorchModel:
+    """Return the view of the last step; the earlier steps transform X as a whole."""
+    final = pipeline.steps[-1][1]
+    if final is None or isinstance(final, str):
+        raise TypeError(
+            f"Expected a model as the last step of the Pipeline, got {final!r}. "
+            "Measure a pipeline that ends in a classifier or regressor."
+        )
+    view = model_view(final)
+    if len(pipeline.steps) == 1:
+        return view
+    return view.with_prepare(lambda X, y: (pipeline[:-1].transform(X), y))
+
+
+def _is_search(estimator: Any) -> bool:
+    """Tell whether an estimator is a search over candidates, fitted or not."""
+    # The searches have no public base class: they are known by their parameters.
+    if hasattr(estimator, "best_estimator_"):
+        return True
+    if not hasattr(estimator, "get_params") or isinstance(estimator, NeuralNet):
+        return False
+    return {"estimator", "refit", "cv", "error_score"} <= set(
+        estimator.get_params(deep=False)
+    )
+
+
+def _search_view(search: Any) -> TorchModel:
+    """Return the view of the best estimator of a search."""
+    if hasattr(search, "best_estimator_"):
+        return model_view(search.best_estimator_)
+    name = type(search).__name__
+    if hasattr(search, "cv_results_"):
+        raise ValueError(
+            f"Expected {name} with a refitted best_estimator_, got "
+            f"refit={search.refit!r}. Set refit=True, or measure an estimator of "
+            "your choice."
+        )
+    raise NotFittedError(f"This {name} instance is not fitted yet. Call 'fit' first.")
+
+
+_WRAPPERS: list[tuple[Callable[[Any], bool], Callable[[Any], TorchModel]]] = [
+    (lambda estimator: isinstance(estimator, Pipeline), _pipeline_view),
+    (
+        lambda estimator: isinstance(estimator, FrozenEstimator),
+        lambda frozen: model_view(frozen.estimator),
+    ),
+    (_is_search, _search_view),
+]

@@ -1,0 +1,1 @@
+"""Representativeness from local densities, and the bound."""

@@ -1,0 +1,1 @@
+"""Feature robustness (Definition 1): the loss under perturbed features."""

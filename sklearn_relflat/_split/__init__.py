@@ -1,0 +1,1 @@
+"""A model as features and the head behind them."""

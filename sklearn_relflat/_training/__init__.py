@@ -1,0 +1,1 @@
+"""Callbacks and mixins for the training of skorch nets."""

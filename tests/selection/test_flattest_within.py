@@ -1,0 +1,152 @@
+"""FlattestWithin: the choice among candidates, and what it refuses."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+
+from sklearn_relflat._selection.flattest_within import FlattestWithin
+
+NAN, INF = np.nan, np.inf
+
+
+def results(accuracy, flatness, split="train"):
+    return {
+        "mean_test_accuracy": accuracy,
+        f"mean_{split}_relative_flatness": flatness,
+    }
+
+
+def slowly(accuracy, flatness, tol):
+    """The rule in words, over the candidates one by one."""
+    pairs = list(zip(accuracy, flatness, strict=True))
+    finite = [i for i, pair in enumerate(pairs) if np.isfinite(pair).all()]
+    best = max(accuracy[i] for i in finite)
+    accurate = [i for i in finite if accuracy[i] >= best - tol]
+    return max(accurate, key=lambda i: (flatness[i], accuracy[i], -i))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "flatness", "tol", "chosen"),
+    [
+        ([0.96, 0.95, 0.60], [-30, -20, -1], 0.02, 1),
+        ([0.96, 0.95, 0.60], [-30, -20, -1], 0.0, 0),
+        ([0.96, 0.95, 0.60], [-30, -20, -1], 1.0, 2),
+        # The tolerance is one of decimals, not of binary fractions.
+        ([0.96, 0.95, 0.60], [-30, -20, -1], 0.01, 1),
+        ([0.3, 0.2, 0.1], [-3, -2, -1], 0.1, 1),
+        # Ties: better accuracy, then the first.
+        ([0.90, 0.91, 0.91], [-5, -5, -5], 0.05, 1),
+        ([0.91, 0.91], [-5, -5], 0.0, 0),
+        # What is not finite is no candidate, and does not set the standard.
+        ([0.99, 0.95, 0.94], [NAN, -20, -10], 0.02, 2),
+        ([NAN, 0.95, 0.94], [-1, -20, -10], 0.02, 2),
+        ([0.95, 0.94], [-INF, -10], 0.02, 1),
+        # Scores that are negative, such as a log-loss.
+        ([-0.30, -0.31, -0.9], [-9, -8, -1], 0.02, 1),
+    ],
+)
+def test_choice(accuracy, flatness, tol, chosen):
+    assert FlattestWithin(tol)(results(accuracy, flatness)) == chosen
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_choice_against_the_rule_in_words(seed):
+    rng = np.random.default_rng(seed)
+    accuracy = rng.choice([0.7, 0.8, 0.85, 0.9, NAN], size=12)
+    flatness = rng.choice([-30.0, -20.0, -10.0, NAN], size=12)
+    chosen = FlattestWithin(0.06)(results(accuracy, flatness))
+    assert chosen == slowly(accuracy, flatness, 0.06)
+    assert isinstance(chosen, int)
+
+
+def with_folds(n_folds):
+    """Two candidates 0.02 apart; the better one has a standard error of 0.03 / 2."""
+    folds = np.linspace(-1, 1, n_folds)
+    folds *= 0.015 * np.sqrt(n_folds) / folds.std(ddof=1)
+    cv_results = results([0.90, 0.88, 0.886], [-30, -20, -25])
+    for i, deviation in enumerate(folds):
+        cv_results[f"split{i}_test_accuracy"] = [0.90 + deviation, 0.88, 0.886]
+        # Columns of other scores whose names end alike.
+        cv_results[f"split{i}_test_balanced_test_accuracy"] = [9.0 * i, 0, 0]
+        cv_results[f"split{i}_train_accuracy"] = [9.0 * i, 0, 0]
+    return cv_results
+
+
+@pytest.mark.parametrize("n_folds", [2, 5, 12])
+def test_one_standard_error(n_folds):
+    assert FlattestWithin("1se")(with_folds(n_folds)) == 2
+    assert FlattestWithin(0.0149)(with_folds(n_folds)) == 2
+    assert FlattestWithin(0.0139)(with_folds(n_folds)) == 0
+
+
+def test_other_names_and_splits():
+    cv_results = {
+        "mean_test_auc": [0.9, 0.89],
+        "mean_test_recorded": [-2.0, -1.0],
+    }
+    rule = FlattestWithin(0.05, metric="auc", flatness="recorded", split="test")
+    assert rule(cv_results) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "cv_results", "message"),
+    [
+        (
+            FlattestWithin(),
+            {"mean_test_accuracy": [1.0], "mean_test_relative_flatness": [1.0]},
+            r"'mean_train_relative_flatness' in cv_results_, got \['mean_test_acc.*"
+            "return_train_score=True.*split='test'",
+        ),
+        (
+            FlattestWithin(metric="auc"),
+            results([1.0], [1.0]),
+            r"'mean_test_auc' in cv_results_, got \[.*Name the keys of scoring=",
+        ),
+        (FlattestWithin(split="valid"), results([1.0], [1.0]), "got 'valid'"),
+        (
+            FlattestWithin(),
+            results([NAN, 1.0], [1.0, NAN]),
+            "none among 2.*error_s",
+        ),
+        (FlattestWithin(-0.1), results([1.0], [1.0]), 'at least 0, or "1se", got -0.1'),
+        (FlattestWithin("2se"), results([1.0], [1.0]), "got '2se'"),
+        (FlattestWithin(True), results([1.0], [1.0]), "got True"),
+        (FlattestWithin(NAN), results([1.0], [1.0]), "got nan"),
+        (FlattestWithin([0.1]), results([1.0], [1.0]), r"got \[0.1\]"),
+        (FlattestWithin("1se"), results([1.0], [1.0]), "two folds .* got 0 columns"),
+    ],
+)
+def test_errors(rule, cv_results, message):
+    with pytest.raises(ValueError, match=message):
+        rule(cv_results)
+
+
+def negative_norm(estimator, X, y):
+    """A stand-in for flatness that costs nothing."""
+    return -np.linalg.norm(estimator.coef_)
+
+
+def test_in_a_search():
+    X, y = load_iris(return_X_y=True)
+    search = GridSearchCV(
+        LogisticRegression(max_iter=5000),
+        {"C": [1e-4, 0.1, 1, 10]},
+        scoring={"accuracy": "accuracy", "relative_flatness": negative_norm},
+        return_train_score=True,
+        refit=FlattestWithin(tol=0.03),
+        error_score="raise",
+    )
+    search.fit(X, y)
+    assert search.best_params_ == {"C": 0.1}
+    # As any parameter of the search, the rule can be cloned and set.
+    assert clone(search).refit.tol == 0.03
+    assert search.set_params(refit__tol=1.0).fit(X, y).best_params_ == {"C": 1e-4}
+    # What scikit-learn leaves out with a callable refit.
+    assert not hasattr(search, "best_score_")
+    with pytest.raises(KeyError):
+        search.score(X, y)
+    assert search.best_estimator_.score(X, y) > 0.3
+    assert repr(FlattestWithin(tol="1se")) == "FlattestWithin(tol='1se')"
