@@ -642,7 +642,7 @@ def test_module_with_several_outputs_and_dict_inputs():
     as_tensors = {key: torch.tensor(value) for key, value in data.items()}
     for inputs in (data, as_tensors, SliceDict(**data)):
         outputs, batches = run(as_torch_model(net), inputs, INDEX)
-        np.testing.assert_allclose(outputs, expected, rtol=1e-6)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-6, atol=1e-7)
         assert batches[0].inputs["dense"].dtype == torch.float32
         assert batches[0].inputs["token"].dtype == torch.int64
     with pytest.raises(ValueError, match=r"one length.*'dense'.*70.*'token'.*3"):
