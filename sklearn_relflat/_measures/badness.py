@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._curvature.linearization import wide
+from sklearn_relflat._curvature.problem import Problem, risk_of
 from sklearn_relflat._data.batches import Batch
-from sklearn_relflat._measures.problem import Problem, risk_of
 
 _CLASSIFICATION_LOSSES = ("cross_entropy", "binary_cross_entropy")
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_relflat._curvature.feature_scales import feature_scales
+from sklearn_relflat._curvature.problem import ALL_LAYERS, Problem, open_problem
 from sklearn_relflat._curvature.quadratic_forms import (
     QuadraticForm,
     identity_form,
@@ -22,10 +23,9 @@ from sklearn_relflat._measures.hessian_trace import (
     sum_of_forms,
 )
 from sklearn_relflat._measures.max_eigenvalue import max_eigenvalue_of
-from sklearn_relflat._measures.measurement import ALL_LAYERS, Measurement
+from sklearn_relflat._measures.measurement import Measurement
 from sklearn_relflat._measures.norms import fisher_rao_of, weight_norm_of
 from sklearn_relflat._measures.pac_bayes import pac_bayes_of
-from sklearn_relflat._measures.problem import Problem, open_problem
 from sklearn_relflat._measures.sharpness import asam_of, sam_of
 
 Cell = tuple[str, str]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sklearn_relflat._curvature.estimate import FormEstimator, Settings
+from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._curvature.quadratic_forms import QuadraticForm, identity_form
-from sklearn_relflat._measures.measurement import Measurement
-from sklearn_relflat._measures.problem import Problem, open_problem
+from sklearn_relflat._measures.measurement import Measurement, measured
 
 
 def hessian_trace(
@@ -192,7 +192,8 @@ def form_values(
 
 def sum_of_forms(problem: Problem, measure: str, parts: list[FormValue]) -> Measurement:
     """Sum over layers, as the result for all of them."""
-    return problem.result(
+    return measured(
+        problem,
         measure,
         sum(part.value for part in parts),
         # The layers share the random draws: only the triangle inequality is left.

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from sklearn_relflat._measures.measurement import Measurement
-from sklearn_relflat._measures.problem import Problem, open_problem
+from sklearn_relflat._curvature.problem import Problem, open_problem
+from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.weight_space import WeightSpace
 
 # Up to this many weights the matrix itself takes no more products than Lanczos would.
@@ -133,7 +133,8 @@ def max_eigenvalue_of(
     else:
         method = "lanczos"
         value, residual = _lanczos(product, space, rtol, max_iter)
-    return problem.result(
+    return measured(
+        problem,
         "hessian_max_eigenvalue",
         value,
         method=method,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: What ``layer`` is called when all weight layers are measured together.
-ALL_LAYERS = "all"
+import numpy as np
+
+from sklearn_relflat._curvature.problem import ALL_LAYERS, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +66,33 @@ class Measurement:
             f"<Measurement {self.measure} = {self.value:.6g}{error} of {which}; "
             f"{seen}; {self.method}>"
         )
+
+
+def measured(
+    problem: Problem,
+    measure: str,
+    value: float,
+    *,
+    method: str,
+    stderr: float = 0.0,
+    tolerance: float = 0.0,
+    mean_loss: float | None = None,
+) -> Measurement:
+    """Public result of an open problem, after a last look at the value."""
+    if not np.isfinite(value):
+        raise ValueError(
+            f"Expected a finite {measure}, got {value!r} for layer {problem.label!r}: "
+            "the computation overflows. Use float64, or scale the features."
+        )
+    return Measurement(
+        value=float(value),
+        stderr=float(stderr),
+        tolerance=float(tolerance),
+        measure=measure,
+        layer=problem.label,
+        loss=problem.view.loss.name,
+        method=method,
+        n_samples=problem.source.n_samples,
+        n_weights=problem.n_weights,
+        mean_loss=mean_loss,
+    )

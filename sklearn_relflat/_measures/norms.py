@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._curvature.linearization import Linearization, wide
+from sklearn_relflat._curvature.problem import (
+    ALL_LAYERS,
+    Problem,
+    open_problem,
+    risk_of,
+)
 from sklearn_relflat._layers.capture import capture
-from sklearn_relflat._measures.measurement import ALL_LAYERS, Measurement
-from sklearn_relflat._measures.problem import Problem, open_problem, risk_of
+from sklearn_relflat._measures.measurement import Measurement, measured
 
 _METHODS = ("outputs", "weights")
 
@@ -115,7 +120,8 @@ def fisher_rao_of(problem: Problem, *, method: str = "outputs") -> Measurement:
     else:
         factor = 1
         _add_weights(problem, squares)
-    return problem.result(
+    return measured(
+        problem,
         "fisher_rao_norm",
         factor * squares.root(problem),
         method=method,
@@ -247,4 +253,4 @@ def weight_norm_of(problem: Problem) -> Measurement:
     value = sum(
         float(wide(layer.weight).square().sum()) for layer in problem.layers.values()
     )
-    return problem.result("weight_norm", value, method="exact")
+    return measured(problem, "weight_norm", value, method="exact")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from sklearn_relflat._curvature.linearization import wide
+from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._measures.badness import METRICS, has_accuracy
-from sklearn_relflat._measures.measurement import Measurement
-from sklearn_relflat._measures.problem import Problem, open_problem
+from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.weight_space import Point, WeightSpace
 
 # Noise beyond this many times the size of the weights leaves nothing of the weights.
@@ -154,8 +154,9 @@ def pac_bayes_of(
     name = "pac_bayes_flatness"
     method = "magnitude_aware_bisection" if magnitude_aware else "bisection"
     if math.isinf(low):
-        return problem.result(name, 0.0, method=method, mean_loss=loss_before)
-    return problem.result(
+        return measured(problem, name, 0.0, method=method, mean_loss=loss_before)
+    return measured(
+        problem,
         name,
         low**-2,
         method=method,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from sklearn_relflat._measures.measurement import Measurement
-from sklearn_relflat._measures.problem import Problem, open_problem
+from sklearn_relflat._curvature.problem import Problem, open_problem
+from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.weight_space import Point, WeightSpace, dot
 
 
@@ -229,7 +229,8 @@ def _sharpness(
         else:
             risk, gradient = space.gradient(point)
         top = max(top, risk)
-    return problem.result(
+    return measured(
+        problem,
         measure,
         top - base,
         method="one_step" if n_steps == 1 else "projected_ascent",

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_relflat._curvature.linearization import wide
+from sklearn_relflat._curvature.problem import Problem, risk_of
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import capture
-from sklearn_relflat._measures.problem import Problem, risk_of
 from sklearn_relflat._models.torch_model import TorchModel
 
 Point = dict[str, Tensor]

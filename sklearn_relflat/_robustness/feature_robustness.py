@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
-from sklearn_relflat._measures.problem import Problem, open_problem
 from sklearn_relflat._robustness.perturbations import resolve_matrices
 from sklearn_relflat._robustness.perturbed_labels import PerturbedLabels
 from sklearn_relflat._robustness.sums import robustness_sums

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_relflat._measures.problem import Problem
+from sklearn_relflat._curvature.problem import Problem
 from sklearn_relflat._robustness.matrix_distribution import MatrixDistribution
 from sklearn_relflat._robustness.perturbations import (
     CoordinateProjections,

@@ -30,11 +30,11 @@ from sklearn_relflat._curvature.linearization import (
     columns_of,
     wide,
 )
+from sklearn_relflat._curvature.problem import Problem
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._data.inputs import map_tree
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.layers import WeightLayer
-from sklearn_relflat._measures.problem import Problem
 from sklearn_relflat._measures.weight_space import WeightSpace
 from sklearn_relflat._split.prefix_memory import PrefixMemory
 

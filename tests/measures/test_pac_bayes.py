@@ -24,10 +24,10 @@ from sklearn.preprocessing import scale
 from skorch.dataset import Dataset
 
 from sklearn_relflat import list_layers
+from sklearn_relflat._curvature.problem import open_problem
 from sklearn_relflat._measures.badness import METRICS
 from sklearn_relflat._measures.hessian_trace import hessian_trace
 from sklearn_relflat._measures.pac_bayes import pac_bayes_flatness
-from sklearn_relflat._measures.problem import open_problem
 from sklearn_relflat._measures.weight_space import WeightSpace
 from tests.cases import CASES
 

@@ -17,9 +17,11 @@ from sklearn_relflat._curvature.linearization import loss_terms, wide
 from sklearn_relflat._curvature.plan import Plan, plan_layers
 from sklearn_relflat._data.batches import Batch, BatchSource, chunks
 from sklearn_relflat._layers.layers import WeightLayer
-from sklearn_relflat._measures.measurement import ALL_LAYERS, Measurement
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.view import as_torch_model
+
+#: What ``layer`` is called when all weight layers are measured together.
+ALL_LAYERS = "all"
 
 
 class CountedBatches(BatchSource):
@@ -110,35 +112,6 @@ class Problem:
                 "weights and ignore_index."
             )
         return total
-
-    def result(
-        self,
-        measure: str,
-        value: float,
-        *,
-        method: str,
-        stderr: float = 0.0,
-        tolerance: float = 0.0,
-        mean_loss: float | None = None,
-    ) -> Measurement:
-        """Public result, after a last look at the value."""
-        if not np.isfinite(value):
-            raise ValueError(
-                f"Expected a finite {measure}, got {value!r} for layer {self.label!r}: "
-                "the computation overflows. Use float64, or scale the features."
-            )
-        return Measurement(
-            value=float(value),
-            stderr=float(stderr),
-            tolerance=float(tolerance),
-            measure=measure,
-            layer=self.label,
-            loss=self.view.loss.name,
-            method=method,
-            n_samples=self.source.n_samples,
-            n_weights=self.n_weights,
-            mean_loss=mean_loss,
-        )
 
     def narrowed(self, layer: str) -> Problem:
         """Keep one of the layers, or "all" of them."""
