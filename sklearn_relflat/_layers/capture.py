@@ -18,17 +18,36 @@ from sklearn_relflat._layers.layers import WeightLayer
 from sklearn_relflat._models.torch_model import TorchModel
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not tell."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 @dataclass
 class LayerCall:
     """One application of a weight in a forward pass.
 
-    `batch_dim` is 1 where torch keeps tokens first (inside multi-head attention).
+    Attributes
+    ----------
+    kind : LayerKind
+        How features are unfolded.
+    module : torch.nn.Module
+        The module that applied it.
+    inputs, preactivations : Tensor
+        What entered the layer and what left it.
+    passed_on : Tensor
+        What the module went on with: the preactivations or a copy of them.
+    version : int
+        Version counter of `passed_on` at the time.
+    batch_dim : int
+        1 where torch keeps tokens first (inside multi-head attention), else 0.
     """
 
     kind: LayerKind
     module: nn.Module
     inputs: Tensor
     preactivations: Tensor
+    passed_on: Tensor
     version: int
     batch_dim: int = 0
 
@@ -92,12 +111,12 @@ class Capture:
 
     def watch(self, *tensors: Tensor) -> None:
         """Note tensors that nothing may write into from now on."""
-        self._watched += [(tensor, tensor._version) for tensor in tensors]
+        self._watched += [(tensor, _version(tensor)) for tensor in tensors]
 
     @property
     def is_overwritten(self) -> bool:
         """Whether something has written into a tensor that is watched."""
-        return any(tensor._version != version for tensor, version in self._watched)
+        return any(_version(tensor) != version for tensor, version in self._watched)
 
     def run(self, view: TorchModel, inputs: Any) -> Tensor:
         """Run a forward pass, after forgetting the last one.
@@ -190,6 +209,7 @@ def capture(
     *,
     differentiable: bool,
     copies: bool = True,
+    whole_graph: bool = False,
 ) -> Iterator[Capture]:
     """Record the features and preactivations of layers in forward passes.
 
@@ -206,6 +226,9 @@ def capture(
     copies : bool
         Whether what the module may overwrite is copied. Without copies, pass batches
         through ``Capture.run``, which notices it.
+    whole_graph : bool
+        Whether the graph is the caller's, from the parameters to the outputs: gradients
+        are then on from the start, and nothing is detached.
 
     Yields
     ------
@@ -222,16 +245,22 @@ def capture(
         z: Tensor,
         batch_dim: int,
     ) -> Tensor:
-        if differentiable:
+        if differentiable and not whole_graph:
             # The graph begins at the first layer that is measured.
             torch.set_grad_enabled(True)
             z = z if z.requires_grad else z.detach().requires_grad_()
-        if copies:
-            x = x.clone()
-        else:
-            seen.watch(x, z)
-        seen.add(name, LayerCall(kind, module, x, z, z._version, batch_dim))
-        return z.clone() if copies and differentiable else z
+        passed_on = z.clone() if copies and (differentiable or whole_graph) else z
+        if whole_graph or not copies:
+            seen.watch(x, passed_on)
+        # Of an inference tensor, only a copy can be used outside of inference mode.
+        kept = x.clone() if copies or x.is_inference() else x
+        seen.add(
+            name,
+            LayerCall(
+                kind, module, kept, z, passed_on, _version(passed_on), batch_dim
+            ),
+        )
+        return passed_on
 
     def hook_for(name: str, kind: LayerKind) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
@@ -249,15 +278,16 @@ def capture(
     with ExitStack() as stack:
         for layer in layers.values():
             for module in layer.modules:
+                # Before the user's hooks: what they do belongs to the head.
                 handle = module.register_forward_hook(
-                    hook_for(layer.name, layer.kind), with_kwargs=True
+                    hook_for(layer.name, layer.kind), with_kwargs=True, prepend=True
                 )
                 stack.callback(handle.remove)
         # Without attention there is nothing to intercept, and interception costs.
         if projections:
             stack.enter_context(_AttentionProjection(projections, record))
         stack.callback(seen.clear)
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(whole_graph))
         yield seen
 
 
@@ -298,14 +328,14 @@ def check_calls(seen: Capture, layers: dict[str, WeightLayer], n_samples: int) -
 
 def is_output(call: LayerCall, outputs: Tensor) -> bool:
     """Whether a call's preactivations are the raw outputs, one per neuron."""
-    z = call.preactivations
-    n = z.shape[0]
+    z = call.passed_on
     return bool(
         call.batch_dim == 0
         # An operation in place (a final ReLU, say) would leave the address as it is.
-        and z._version == call.version
+        and _version(z) == call.version
         and outputs.data_ptr() == z.data_ptr()
         and outputs.numel() == z.numel()
+        and outputs.dim() <= 2
         and call.n_positions == 1
-        and torch.equal(outputs.reshape(n, -1), z.reshape(n, -1))
+        and torch.equal(outputs.reshape(len(z), -1), z.reshape(len(z), -1))
     )
