@@ -18,8 +18,9 @@ from sklearn_relflat._curvature.linearization import (
 from sklearn_relflat._curvature.quadratic_forms import QuadraticForm, scaled
 from sklearn_relflat._curvature.sums import FormSums, RiskSums
 from sklearn_relflat._data.batches import Batch, BatchSource
-from sklearn_relflat._layers.capture import capture
+from sklearn_relflat._layers.capture import capture, is_output
 from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._layers.look import Look
 from sklearn_relflat._models.torch_model import TorchModel
 
 # Numbers in the outputs and last features of small batches that are treated together:
@@ -27,8 +28,17 @@ from sklearn_relflat._models.torch_model import TorchModel
 _GROUP_NUMBERS = {"cpu": 2**20, "other": 2**26}
 
 
+class NotOutputError(RuntimeError):
+    """The raw outputs of some batch are not the layer's preactivations."""
+
+
 def closed_form_sums(
-    view: TorchModel, source: BatchSource, form: QuadraticForm, *, keep: bool = False
+    view: TorchModel,
+    source: BatchSource,
+    form: QuadraticForm,
+    look: Look,
+    *,
+    keep: bool = False,
 ) -> RiskSums:
     """Sum over an output layer's samples, from forward passes alone.
 
@@ -40,6 +50,8 @@ def closed_form_sums(
         The data.
     form : QuadraticForm
         A form of the output layer.
+    look : Look
+        What a few samples showed.
     keep : bool
         Whether to keep the per-sample values.
 
@@ -47,12 +59,17 @@ def closed_form_sums(
     -------
     sums : RiskSums
         The sums; exact.
+
+    Raises
+    ------
+    NotOutputError
+        If the layer is not the output layer for some batch.
     """
     layer = form.layer
     sums = RiskSums([FormSums()])
     gram = wide(form.factor)
     gram = gram @ gram.T
-    for point, phi in _output_points(view, source, layer):
+    for point, phi in _output_points(view, source, layer, look):
         inner = view.loss.hessian_inner(point.wide_outputs, point.targets, gram)
         phi = wide(phi)
         value = scaled(phi, form).square().sum((1, 2)) * inner
@@ -66,7 +83,7 @@ def closed_form_sums(
 
 
 def _output_points(
-    view: TorchModel, source: BatchSource, layer: WeightLayer
+    view: TorchModel, source: BatchSource, layer: WeightLayer, look: Look
 ) -> Iterator[tuple[LossPoint, Tensor]]:
     """Yield outputs and features (n, m, 1) of the layer, small batches together."""
     layers = {layer.name: layer}
@@ -75,7 +92,10 @@ def _output_points(
     numbers = 0
     with capture(view, layers, differentiable=False) as seen:
         for batch in source:
-            outputs, calls = run_layers(view, batch, seen, layers)
+            outputs, calls = run_layers(view, batch, seen, layers, look)
+            own = calls[layer.name]
+            if len(own) != 1 or not is_output(own[0], outputs):
+                raise NotOutputError
             phi = columns_of(calls[layer.name])
             parts.append((outputs, phi, replace(batch, inputs=None)))
             # Frees the inputs before the next ones are read: less memory, in cache.

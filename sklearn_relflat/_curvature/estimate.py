@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklearn_relflat._curvature.closed_form import closed_form_sums
+from sklearn_relflat._curvature.closed_form import NotOutputError, closed_form_sums
 from sklearn_relflat._curvature.plan import Plan
 from sklearn_relflat._curvature.quadratic_forms import QuadraticForm
 from sklearn_relflat._curvature.sums import FormSums, RiskSums, Route, curvature_sums
@@ -108,10 +109,16 @@ class FormEstimator:
         if method == "auto" and [self.plan.output_layer] == [
             form.layer.name for form in self.forms
         ]:
-            sums = closed_form_sums(
-                self.view, self.source, self.forms[0], keep=self.settings.per_sample
-            )
-            return self._exact("closed_form", sums)
+            # Batches that the look did not see may go another way.
+            with suppress(NotOutputError):
+                sums = closed_form_sums(
+                    self.view,
+                    self.source,
+                    self.forms[0],
+                    self.plan.look,
+                    keep=self.settings.per_sample,
+                )
+                return self._exact("closed_form", sums)
         gauss_newton = {"auto": self._affordable(self.plan.n_factors)}.get(
             method, method
         )

@@ -16,12 +16,19 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._data.batches import Batch
+from sklearn_relflat._data.inputs import is_finite
 from sklearn_relflat._layers.autograd_graph import (
     has_undefined_derivative,
     is_piecewise_linear,
 )
 from sklearn_relflat._layers.capture import Capture, LayerCall, check_calls
 from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._layers.look import Look
+from sklearn_relflat._layers.own_forward import (
+    agree,
+    check_own_forwards,
+    noise_like,
+)
 from sklearn_relflat._losses.base import Loss
 from sklearn_relflat._models.torch_model import TorchModel
 
@@ -146,7 +153,11 @@ class LossPoint:
 # One forward pass, ready for vector-Jacobian products
 # ---------------------------------------------------------------------------
 def run_layers(
-    view: TorchModel, batch: Batch, seen: Capture, layers: dict[str, WeightLayer]
+    view: TorchModel,
+    batch: Batch,
+    seen: Capture,
+    layers: dict[str, WeightLayer],
+    look: Look | None = None,
 ) -> tuple[Tensor, dict[str, list[LayerCall]]]:
     """Run a forward pass that captures layers.
 
@@ -160,6 +171,8 @@ def run_layers(
         Captures the layers.
     layers : dict of str to WeightLayer
         The layers.
+    look : Look or None
+        What a few samples showed, for this batch to agree with.
 
     Returns
     -------
@@ -171,14 +184,19 @@ def run_layers(
     Raises
     ------
     ValueError
-        If an output is not finite, or a layer was not applied sample by sample.
+        If an output is not finite, a layer was not applied sample by sample, or this
+        batch does not show what the look showed.
     OverwrittenError
         If the module overwrites what was captured without a copy.
     """
     outputs = seen.run(view, batch.inputs)
     view.check_outputs(outputs, batch)
     check_calls(seen, layers, batch.n_samples)
-    return outputs, {name: seen[name] for name in layers}
+    calls = {name: seen[name] for name in layers}
+    if look is not None:
+        look.check_batch(batch, outputs, calls)
+    check_own_forwards(calls)
+    return outputs, calls
 
 
 class Linearization(LossPoint):
@@ -198,8 +216,10 @@ class Linearization(LossPoint):
         batch: Batch,
         seen: Capture,
         layers: dict[str, WeightLayer],
+        look: Look | None = None,
     ) -> None:
-        self.outputs, self.calls = run_layers(view, batch, seen, layers)
+        self.outputs, self.calls = run_layers(view, batch, seen, layers, look)
+        self.start = batch.start
         super().__init__(view, self.outputs, batch.y, batch.sample_weight, batch.start)
 
     def pull_back(
@@ -222,6 +242,65 @@ class Linearization(LossPoint):
         )
         flat = iter(gradients)
         return {name: [next(flat) for _ in calls] for name, calls in self.calls.items()}
+
+    def check_rows(self) -> None:
+        """Raise where the outputs of a sample depend on other rows of a layer.
+
+        Cotangents that are multiplied by another number for each sample have to come
+        back multiplied by it, row by row.
+
+        Raises
+        ------
+        ValueError
+            If they do not.
+        """
+        if self.n_samples < 2:
+            return
+        cotangent = noise_like(self.outputs)
+        numbers = torch.arange(self.n_samples, device=self.outputs.device) % 7 + 1.0
+        numbers = numbers.to(self.outputs.dtype)
+        plain = self.pull_back(cotangent)
+        scaled = self.pull_back(
+            cotangent * numbers.reshape(-1, *[1] * (cotangent.dim() - 1))
+        )
+        for name, calls in self.calls.items():
+            expected = rows_of(calls, plain[name]) * numbers[:, None, None]
+            self.check_derivatives(name, expected)
+            if not agree(rows_of(calls, scaled[name]), expected):
+                raise ValueError(
+                    f"Expected outputs of {self.view.estimator_name} that depend on "
+                    f"the sample's own row of layer {name!r} alone, got outputs that "
+                    "change with other rows: the module mixes, sorts or shuffles the "
+                    "samples of a batch behind the layer. Let it treat every sample "
+                    "on its own in evaluation mode."
+                )
+
+    def check_derivatives(self, name: str, values: Tensor) -> None:
+        """Raise where derivatives are not finite although the loss is.
+
+        Parameters
+        ----------
+        name : str
+            The layer in which they were taken.
+        values : Tensor of shape (n_samples, ...)
+            Derivatives, or what was made of them, for each sample.
+
+        Raises
+        ------
+        ValueError
+            Naming the layer and the first samples.
+        """
+        if is_finite(values):
+            return
+        finite = torch.isfinite(values).reshape(self.n_samples, -1).all(1)
+        bad = (~finite).nonzero().flatten()[:5] + self.start
+        raise ValueError(
+            f"The derivatives behind layer {name!r} are not finite, although the loss "
+            f"is (samples {bad.tolist()}): they overflow, or do not exist there, as "
+            "that of a square root at 0. Leave these samples out, let the module stay "
+            "off such points (add a small number under the root), or use float64 if "
+            "it is an overflow."
+        )
 
     def is_proven_piecewise_linear(self) -> bool:
         """Whether the graph alone shows that there are no second derivatives."""

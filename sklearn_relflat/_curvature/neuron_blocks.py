@@ -47,7 +47,7 @@ def neuron_blocks(
     layer : WeightLayer
         The layer.
     plan : Plan
-        From `make_plan`.
+        From `plan_layers`.
     curvature : {"hessian", "gauss_newton"}
         Which matrix.
     generator : torch.Generator
@@ -80,7 +80,8 @@ def neuron_blocks(
     with capture(view, layers, differentiable=True) as seen:
         for batch in chunks(source, plan.chunk_size(layers, device, plan.n_factors)):
             with torch.no_grad():
-                lin = Linearization(view, batch, seen, layers)
+                lin = Linearization(view, batch, seen, layers, plan.look)
+                lin.check_rows()
                 sums.add_risk(lin)
                 calls = lin.calls[layer.name]
                 phi = columns_of(calls)

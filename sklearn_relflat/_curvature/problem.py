@@ -76,6 +76,8 @@ class Problem:
         What scikit-learn says the estimator is.
     single_label : bool
         Whether the user's y held one value per sample.
+    refusals : dict of str to str
+        Why a layer cannot be read as w Phi + b of a weight used only there, by name.
     """
 
     view: TorchModel
@@ -86,6 +88,7 @@ class Problem:
     seed: int
     kind: str | None
     single_label: bool
+    refusals: dict[str, str]
 
     def generator(self) -> torch.Generator:
         """Make a generator; every call gives the same numbers again."""
@@ -125,10 +128,11 @@ def open_problem(
     X: Any,
     y: Any,
     *,
-    layer: str | Sequence[str] | None,
+    layer: str | Sequence[str | None] | None,
     loss: Any,
     sample_weight: Any,
     random_state: Any = None,
+    trusted: bool = True,
 ) -> Iterator[Problem]:
     """View of a model with its data, ready to be measured.
 
@@ -146,6 +150,9 @@ def open_problem(
         Weights of the samples.
     random_state : int, RandomState instance or None
         Seed.
+    trusted : bool
+        Whether layers that are not what they claim are refused or, of all layers, left
+        out. If not, they are there with their reasons in `refusals`.
 
     Yields
     ------
@@ -179,7 +186,7 @@ def open_problem(
         None,
     )
     with view.measuring():
-        layers, plan = plan_layers(view, source, names)
+        layers, plan, refusals = plan_layers(view, source, names, trusted=trusted)
         yield Problem(
             view,
             source,
@@ -189,6 +196,7 @@ def open_problem(
             make_generator(random_state, view.device).initial_seed(),
             kind,
             y is not None and _is_column(y),
+            refusals,
         )
 
 

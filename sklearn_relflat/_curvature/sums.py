@@ -33,6 +33,9 @@ from sklearn_relflat._data.batches import BatchSource, chunks
 from sklearn_relflat._layers.capture import OverwrittenError, capture
 from sklearn_relflat._models.torch_model import TorchModel
 
+# Two more backward passes over so many samples prove that none sees another's row.
+_CHECKED_SAMPLES = 128
+
 
 # ---------------------------------------------------------------------------
 # Sums over the data
@@ -180,7 +183,7 @@ def curvature_sums(
     forms : list of QuadraticForm
         The forms; several may share a layer.
     plan : Plan
-        From `make_plan`.
+        From `plan_layers`.
     route : Route
         How to evaluate.
     generator : torch.Generator
@@ -196,7 +199,7 @@ def curvature_sums(
     one_pass = partial(_one_pass, view, source, forms, plan, route, generator, keep)
     state = generator.get_state()
     try:
-        return one_pass(copies=plan.in_place)
+        return one_pass(copies=plan.look.in_place)
     except OverwrittenError:
         # The look at two samples did not tell that the module works in place.
         generator.set_state(state)
@@ -223,8 +226,12 @@ def _one_pass(
     with capture(view, layers, differentiable=True, copies=copies) as seen:
         for batch in chunks(source, size):
             with torch.no_grad():
-                lin = Linearization(view, batch, seen, layers)
+                lin = Linearization(view, batch, seen, layers, plan.look)
+                if batch.start < _CHECKED_SAMPLES:
+                    lin.check_rows()
                 draws = _chunk_draws(lin, forms, route, generator, sums, scratch)
+                for i, form in enumerate(forms):
+                    lin.check_derivatives(form.layer.name, draws[:, i].T)
                 sums.add(lin, draws)
             if keep:
                 for form_sums, value in zip(sums.forms, draws.mean(0), strict=True):

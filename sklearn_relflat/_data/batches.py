@@ -51,23 +51,44 @@ class Batch:
             Shares its memory with this batch.
         """
         stop = min(stop, self.n_samples)
+        part = _part(self, slice(start, stop))
+        return replace(part, start=self.start + start, n_samples=stop - start)
 
-        def cut(values: Any) -> Any:
-            """Cut one array; what is no array passes as it is."""
-            if isinstance(values, PackedSequence):
-                sequences = unpack_sequence(values)[start:stop]
-                return pack_sequence(sequences, enforce_sorted=False)
-            return values[start:stop] if isinstance(values, Tensor) else values
+    def take(self, rows: list[int]) -> "Batch":
+        """Copy some samples.
 
-        weight = self.sample_weight
-        return replace(
-            self,
-            inputs=map_tree(cut, self.inputs),
-            y=None if self.y is None else self.y[start:stop],
-            sample_weight=None if weight is None else weight[start:stop],
-            start=self.start + start,
-            n_samples=stop - start,
-        )
+        Parameters
+        ----------
+        rows : list of int
+            Positions in the batch.
+
+        Returns
+        -------
+        part : Batch
+            Has memory of its own; `start` stays that of this batch.
+        """
+        return replace(_part(self, rows), n_samples=len(rows))
+
+
+def _part(batch: Batch, rows: slice | list[int]) -> Batch:
+    """Cut out inputs, targets and weights of some rows."""
+
+    def cut(values: Any) -> Any:
+        """Cut one array; what is no array passes as it is."""
+        if isinstance(values, PackedSequence):
+            sequences: Any = unpack_sequence(values)
+            if isinstance(rows, slice):
+                return pack_sequence(sequences[rows], enforce_sorted=False)
+            return pack_sequence([sequences[i] for i in rows], enforce_sorted=False)
+        return values[rows] if isinstance(values, Tensor) else values
+
+    weight = batch.sample_weight
+    return replace(
+        batch,
+        inputs=map_tree(cut, batch.inputs),
+        y=None if batch.y is None else batch.y[rows],
+        sample_weight=None if weight is None else weight[rows],
+    )
 
 
 def chunks(source: Iterable[Batch], size: int) -> Iterator[Batch]:

@@ -16,17 +16,19 @@ from sklearn_relflat._curvature.estimate import (
     FormEstimator,
     Settings,
     denominator_of,
-    make_generator,
 )
 from sklearn_relflat._curvature.feature_scales import feature_scales
 from sklearn_relflat._curvature.neuron_blocks import neuron_blocks
-from sklearn_relflat._curvature.plan import Plan, plan_layers
+from sklearn_relflat._curvature.plan import Plan
+from sklearn_relflat._curvature.problem import ALL_LAYERS, open_problem
 from sklearn_relflat._curvature.quadratic_forms import QuadraticForm, weight_form
 from sklearn_relflat._curvature.sums import RiskSums
-from sklearn_relflat._flatness.result import RelativeFlatness
+from sklearn_relflat._flatness.result import (
+    LayerwiseRelativeFlatness,
+    RelativeFlatness,
+)
 from sklearn_relflat._layers.layers import WeightLayer
 from sklearn_relflat._models.torch_model import TorchModel
-from sklearn_relflat._models.view import as_torch_model
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "curvature": ("hessian", "gauss_newton"),
@@ -186,7 +188,7 @@ def layerwise_relative_flatness(
     per_sample: bool = False,
     sample_weight: Any = None,
     random_state: Any = None,
-) -> dict[str, RelativeFlatness]:
+) -> LayerwiseRelativeFlatness:
     """Measure the relative flatness of several layers in one pass over the data.
 
     Parameters
@@ -198,7 +200,7 @@ def layerwise_relative_flatness(
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
         Targets.
     layers : sequence of str, default=None
-        Names of layers; None is every weight layer of the model.
+        Names of layers; None is every weight layer of the model that can be measured.
     loss : str, torch criterion or callable, default=None
         As in `relative_flatness`, like all parameters below.
     curvature : {"hessian", "gauss_newton"}, default="hessian"
@@ -223,13 +225,13 @@ def layerwise_relative_flatness(
     Returns
     -------
     results : dict of str to RelativeFlatness
-        One result per layer, in the order of `layers`.
+        One result per layer, in the order of `layers`. With ``layers=None``, its
+        attribute `not_measured` has the layers that were left out, with the reasons.
 
     Raises
     ------
     TypeError
-        If the model, a layer or the loss is not supported. With ``layers=None`` also if
-        the model has weight layers that cannot be measured: name those you want.
+        If the model, a layer or the loss is not supported.
     ValueError
         As in `relative_flatness`.
 
@@ -327,34 +329,55 @@ def _measure(
     y: Any,
     names: Sequence[str | None] | None,
     options: _Options,
-) -> dict[str, RelativeFlatness]:
+) -> LayerwiseRelativeFlatness:
     """Results by layer."""
-    view = as_torch_model(estimator, loss=options.loss)
-    source = view.batches(X, y, options.sample_weight)
-    generator = make_generator(options.random_state, view.device)
-    with view.measuring():
-        layers, plan = plan_layers(view, source, names)
+    if isinstance(names, str):
+        raise TypeError(
+            f"Expected layers to be a list of names, got the string {names!r}. "
+            f"Pass [{names!r}]."
+        )
+    with open_problem(
+        estimator,
+        X,
+        y,
+        layer=ALL_LAYERS if names is None else names,
+        loss=options.loss,
+        sample_weight=options.sample_weight,
+        random_state=options.random_state,
+    ) as problem:
+        view, source, layers = problem.view, problem.source, problem.layers
+        generator = problem.generator()
         scales: dict[str, Tensor] = {}
         if options.normalize == "std":
             scales = feature_scales(view, source, layers)
         if options.statistic == "max_eigenvalue":
-            return {
+            results = {
                 name: _max_eigenvalue(
-                    view, source, layer, plan, scales.get(name), options, generator
+                    view,
+                    source,
+                    layer,
+                    problem.plan,
+                    scales.get(name),
+                    options,
+                    generator,
                 )
                 for name, layer in layers.items()
             }
-        forms = [weight_form(layer, scales.get(name)) for name, layer in layers.items()]
-        settings = Settings(
-            options.curvature, options.method, options.rtol, options.per_sample
-        )
-        estimate = FormEstimator(
-            view, source, forms, plan, settings, generator
-        ).evaluate()
-        return {
-            form.layer.name: _result(view, form, estimate, i, scales, options)
-            for i, form in enumerate(forms)
-        }
+        else:
+            forms = [
+                weight_form(layer, scales.get(name)) for name, layer in layers.items()
+            ]
+            settings = Settings(
+                options.curvature, options.method, options.rtol, options.per_sample
+            )
+            estimate = FormEstimator(
+                view, source, forms, problem.plan, settings, generator
+            ).evaluate()
+            results = {
+                form.layer.name: _result(view, form, estimate, i, scales, options)
+                for i, form in enumerate(forms)
+            }
+        return LayerwiseRelativeFlatness(results, problem.refusals)
 
 
 def _penalty(layer: WeightLayer, scale: Tensor | None, weight_decay: float) -> float:

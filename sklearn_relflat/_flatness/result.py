@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,3 +74,55 @@ class RelativeFlatness:
             f"{self.n_samples} samples, gradient norm {self.gradient_norm:.2g}; "
             f"{self.curvature}, {self.method}>"
         )
+
+
+class NotMeasuredError(KeyError, ValueError):
+    """A layer that was left out is asked for."""
+
+    def __str__(self) -> str:
+        """Return the message as it is, not the repr of a key."""
+        return str(self.args[0])
+
+
+class LayerwiseRelativeFlatness(dict[str, RelativeFlatness]):
+    """Results by the name of the layer, and what was not measured.
+
+    Parameters
+    ----------
+    results : dict of str to RelativeFlatness
+        The results.
+    not_measured : dict of str to str
+        Why other layers could not be measured, by their names.
+
+    Attributes
+    ----------
+    not_measured : dict of str to str
+        As given.
+    """
+
+    def __init__(
+        self, results: dict[str, RelativeFlatness], not_measured: dict[str, str]
+    ) -> None:
+        super().__init__(results)
+        self.not_measured = dict(not_measured)
+
+    def __missing__(self, name: str) -> RelativeFlatness:
+        """Say why a layer is not here."""
+        if name in self.not_measured:
+            raise NotMeasuredError(
+                f"Layer {name!r} was not measured: {self.not_measured[name]}."
+            )
+        raise KeyError(name)
+
+    def __repr__(self) -> str:
+        """Return one line for each layer."""
+        lines = [f"{name!r}: {result!r}" for name, result in self.items()]
+        lines += [
+            f"{name!r}: not measured, {reason}"
+            for name, reason in self.not_measured.items()
+        ]
+        return "{" + ",\n ".join(lines) + "}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from results and reasons: a dict knows only the former."""
+        return type(self), (dict(self), self.not_measured)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 _ANY = (
     "Add Sub RSub Neg Sum Mean Cat Stack Split SplitWithSizes UnsafeSplit Chunk Unbind "
@@ -35,14 +36,21 @@ _RULES = {
 }
 
 
-def _operation(node: Any) -> str:
-    """Name of an autograd node without its suffix, such as Relu."""
+def _operation(node: Any) -> str | None:
+    """Name of one of torch's own operations, such as Relu; None for a user's."""
+    # A function that a user wrote may bear any name.
+    if isinstance(node, BackwardCFunction):
+        return None
     return str(node.name()).split("::")[-1].partition("Backward")[0]
 
 
 def _keeps_linear(node: Any, dependent: list[bool]) -> bool:
     """Whether a node is piecewise linear in its dependent inputs."""
-    rule = _RULES.get(_operation(node))
+    operation = _operation(node)
+    rule = _RULES.get(operation or "")
+    # The modulus of a complex number is a square root of squares.
+    if operation == "Abs" and node._saved_self.is_complex():
+        return False
     if rule == "any":
         return True
     if rule == "one":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from sklearn_relflat._layers.kinds import LayerKind
 from sklearn_relflat._layers.layers import WeightLayer
@@ -98,16 +99,23 @@ class Capture:
         with.
     calls : dict of str to list of LayerCall
         The calls of each layer.
+    odd : dict of str to str
+        Layers with a call that does not take one tensor and give one, and what it was.
     """
 
     copies: bool
     calls: dict[str, list[LayerCall]] = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
     _watched: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def clear(self) -> None:
         """Forget the last forward pass."""
         self.calls.clear()
         self._watched.clear()
+
+    def snapshot(self) -> Capture:
+        """Keep what the last forward pass showed beyond the capture."""
+        return replace(self, calls=dict(self.calls), _watched=list(self._watched))
 
     def watch(self, *tensors: Tensor) -> None:
         """Note tensors that nothing may write into from now on."""
@@ -256,32 +264,28 @@ def capture(
         kept = x.clone() if copies or x.is_inference() else x
         seen.add(
             name,
-            LayerCall(
-                kind, module, kept, z, passed_on, _version(passed_on), batch_dim
-            ),
+            LayerCall(kind, module, kept, z, passed_on, _version(passed_on), batch_dim),
         )
         return passed_on
 
     def hook_for(name: str, kind: LayerKind) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            x = args[0] if args else kwargs["input"]
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            x = args[0] if args else kwargs.get("input")
+            if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
+                seen.odd[name] = (
+                    f"it takes {type(x).__name__!r} and returns "
+                    f"{type(output).__name__!r} instead of one tensor each"
+                )
+                return output
             return record(name, kind, module, x, output, 0)
 
         return hook
 
-    projections: dict[int, tuple[str, LayerKind, nn.Module]] = {
-        id(module.weight): (layer.name, layer.kind, module)
-        for layer in layers.values()
-        for module in layer.modules
-        if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    }
+    projections = _projections(layers)
     with ExitStack() as stack:
         for layer in layers.values():
-            for module in layer.modules:
-                # Before the user's hooks: what they do belongs to the head.
-                handle = module.register_forward_hook(
-                    hook_for(layer.name, layer.kind), with_kwargs=True, prepend=True
-                )
+            hook = hook_for(layer.name, layer.kind)
+            for handle in _hooks(layer, hook, seen, own_input=whole_graph):
                 stack.callback(handle.remove)
         # Without attention there is nothing to intercept, and interception costs.
         if projections:
@@ -289,6 +293,79 @@ def capture(
         stack.callback(seen.clear)
         stack.enter_context(torch.set_grad_enabled(whole_graph))
         yield seen
+
+
+def _projections(
+    layers: dict[str, WeightLayer],
+) -> dict[int, tuple[str, LayerKind, nn.Module]]:
+    """Output projections of attention among some layers, by their weights."""
+    return {
+        id(module.weight): (layer.name, layer.kind, module)
+        for layer in layers.values()
+        for module in layer.modules
+        if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    }
+
+
+def _hooks(
+    layer: WeightLayer, hook: Callable[..., Any], seen: Capture, *, own_input: bool
+) -> Iterator[RemovableHandle]:
+    """Register the hooks of one layer."""
+
+    def copy_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Give a layer its own input: what torch saves must not be overwritten."""
+        seen.watch(*(arg for arg in args if isinstance(arg, Tensor)))
+        return tuple(
+            arg.clone() if isinstance(arg, Tensor) else arg for arg in args
+        ), kwargs
+
+    for module in layer.modules:
+        if own_input:
+            yield module.register_forward_pre_hook(copy_input, with_kwargs=True)
+        # Before the user's hooks: what they do belongs to the head.
+        yield module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+
+
+def refused_calls(
+    seen: Capture, layers: dict[str, WeightLayer], n_samples: int
+) -> Iterator[tuple[str, str]]:
+    """Find layers that a forward pass did not apply sample by sample.
+
+    Parameters
+    ----------
+    seen : Capture
+        A captured forward pass.
+    layers : dict of str to WeightLayer
+        The layers that were to be captured.
+    n_samples : int
+        Number of samples in the batch.
+
+    Yields
+    ------
+    name, reason : str
+        A layer that was not called, or whose input has no batch dimension in front.
+    """
+    for name in layers:
+        calls = seen.calls.get(name, [])
+        if name in seen.odd:
+            yield name, seen.odd[name]
+        elif not calls:
+            yield (
+                name,
+                "it was not called in the forward pass, so no features enter it. "
+                "Choose a layer that the model calls as a module (called: "
+                f"{list(seen.calls)})",
+            )
+        for call in calls:
+            if call.preactivations.dim() < 2 or call.n_samples != n_samples:
+                shape = tuple(call.inputs.shape)
+                yield (
+                    name,
+                    f"its input is expected to have the {n_samples} samples of the "
+                    f"batch as its first dimension, got shape {shape}. Reshape inside "
+                    "the module so that the batch comes first",
+                )
+                break
 
 
 def check_calls(seen: Capture, layers: dict[str, WeightLayer], n_samples: int) -> None:
@@ -308,22 +385,8 @@ def check_calls(seen: Capture, layers: dict[str, WeightLayer], n_samples: int) -
     ValueError
         If a layer was not called, or its input has no batch dimension in front.
     """
-    for name in layers:
-        calls = seen.calls.get(name, [])
-        if not calls:
-            raise ValueError(
-                f"Layer {name!r} was not called in the forward pass, so no features "
-                "enter it. Choose a layer that the model calls as a module "
-                f"(called: {list(seen.calls)})."
-            )
-        for call in calls:
-            if call.n_samples != n_samples or call.preactivations.dim() < 2:
-                shape = tuple(call.inputs.shape)
-                raise ValueError(
-                    f"Expected the input of layer {name!r} to have the {n_samples} "
-                    f"samples of the batch as its first dimension, got shape {shape}. "
-                    "Reshape inside the module so that the batch comes first."
-                )
+    for name, reason in refused_calls(seen, layers, n_samples):
+        raise ValueError(f"Layer {name!r} cannot be measured: {reason}.")
 
 
 def is_output(call: LayerCall, outputs: Tensor) -> bool:

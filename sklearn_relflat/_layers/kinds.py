@@ -150,3 +150,14 @@ def refusal(module: nn.Module) -> str | None:
             "convolution acts on several"
         )
     return None
+
+
+def computes_by_kind(module: nn.Module) -> bool:
+    """Whether a module runs torch's own forward of its kind, and so z = w Phi + b."""
+    for cls in LAYER_KINDS:
+        if isinstance(module, cls):
+            return not {"forward", "_conv_forward"} & set(vars(module)) and all(
+                getattr(type(module), name, None) is getattr(cls, name, None)
+                for name in ("forward", "_conv_forward", "__call__", "_call_impl")
+            )
+    return False

@@ -180,7 +180,9 @@ def _add_weights(problem: Problem, squares: _MeanSquare) -> None:
     with capture(problem.view, layers, differentiable=True) as seen:
         for batch in problem.chunks():
             with torch.no_grad():
-                lin = Linearization(problem.view, batch, seen, layers)
+                lin = Linearization(
+                    problem.view, batch, seen, layers, problem.plan.look
+                )
                 pulled = lin.pull_back(lin.gradient())
                 inner = lin.weight.new_zeros(lin.n_samples)
                 for name, calls in lin.calls.items():

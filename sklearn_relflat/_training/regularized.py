@@ -7,8 +7,8 @@ import numpy as np
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
-from sklearn_relflat._curvature.plan import make_plan
 from sklearn_relflat._layers.layers import WeightLayer, find_layer, weight_layers
+from sklearn_relflat._layers.look import look_at
 from sklearn_relflat._losses.autograd import AutogradLoss
 from sklearn_relflat._losses.base import Loss
 from sklearn_relflat._losses.table import LOSSES
@@ -51,15 +51,15 @@ def find_output_layer(view: TorchModel, inputs: Any) -> str:
         )
     with view.measuring():
         layers = weight_layers(view)
-        plan = make_plan(view, view.batches(inputs), layers, required=False)
-    if plan.output_layer is None:
+        look = look_at(view, view.batches(inputs), layers, last_only=True)
+    if look.output_layer is None:
         raise ValueError(
             f"Expected a {view.estimator_name} that ends in a linear layer, to "
             "regularise its flatness, got a module whose raw outputs are no layer's "
             f"preactivations (its layers: {list(layers)}). End the module in a Linear "
             "layer, followed by nothing but the link of the criterion."
         )
-    return plan.output_layer
+    return look.output_layer
 
 
 @dataclass
