@@ -144,6 +144,8 @@ def is_finite(values: Tensor) -> bool:
     (True, False)
     """
     values = values.detach()
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
     # A finite sum is the cheapest proof; a sum that merely overflows is none.
     return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 

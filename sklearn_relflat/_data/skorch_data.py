@@ -11,7 +11,7 @@ from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetRegressor
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from sklearn_relflat._data.batches import Batch, BatchSource, SlicedBatches
 from sklearn_relflat._data.inputs import (
@@ -23,6 +23,7 @@ from sklearn_relflat._data.inputs import (
     n_rows,
     to_model_inputs,
 )
+from sklearn_relflat._data.random_states import random_states_kept
 from sklearn_relflat._losses.table import Loss
 
 # Criteria whose targets are real numbers: integer y is cast for them.
@@ -178,6 +179,26 @@ def has_targets(dataset: Any) -> bool:
     return not isinstance(inner, Dataset) or has_targets(inner)
 
 
+def with_own_generator(iterator: Any) -> Any:
+    """Let an iterator draw from a stream of its own, the same in every pass.
+
+    Parameters
+    ----------
+    iterator : iterable
+        What a net's ``get_iterator`` gives; changed where it is a DataLoader.
+
+    Returns
+    -------
+    iterator : iterable
+        The same object.
+    """
+    for owner in (iterator, getattr(iterator, "sampler", None)):
+        # Even in order, a DataLoader draws a seed for its workers.
+        if isinstance(owner, DataLoader | RandomSampler) and not owner.generator:
+            owner.generator = torch.Generator().manual_seed(0)
+    return iterator
+
+
 class LoadedBatches(BatchSource):
     """The batches of a net's own iterator.
 
@@ -232,8 +253,9 @@ class LoadedBatches(BatchSource):
             )
 
     def _iterator(self) -> Any:
-        """Return a new iterator of the net."""
-        return self._reader.net.get_iterator(self._dataset, training=False)
+        """Return a new iterator of the net, which draws from no global stream."""
+        iterator = self._reader.net.get_iterator(self._dataset, training=False)
+        return with_own_generator(iterator)
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -241,6 +263,11 @@ class LoadedBatches(BatchSource):
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches from the first one."""
+        with random_states_kept():
+            yield from self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of one pass."""
         device, dtype = self._reader.device, self._reader.dtype
         start = 0
         for number, data in enumerate(self._iterator()):

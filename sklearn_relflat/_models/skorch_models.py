@@ -14,16 +14,20 @@ from torch.nn.parameter import is_lazy
 
 from sklearn_relflat._data.skorch_data import SkorchReader
 from sklearn_relflat._losses.table import loss_from_criterion
+from sklearn_relflat._models.private_copy import ModuleCopies, refresh_weights
 from sklearn_relflat._models.torch_model import TorchModel
 
 
-def skorch_view(net: NeuralNet) -> TorchModel:
+def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
     """Return the view of a skorch net.
 
     Parameters
     ----------
     net : skorch.NeuralNet
         A fitted or initialized net.
+    live : bool
+        Whether the view is of the net's own module, as it is in training, instead of a
+        private copy.
 
     Returns
     -------
@@ -52,19 +56,28 @@ def skorch_view(net: NeuralNet) -> TorchModel:
         )
     _check_device(net.device, name)
     criterion = _uncompiled(net.criterion_)
+    shadow, shared = net, [module]
+    if not live:
+        copies = ModuleCopies()
+        shadow = _shadow(net, copies)
+        module, shared = shadow.module_, copies.shared
+        if not shared:
+            refresh_weights(module.eval())
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     if parameter is None:
         parameter = torch.empty(0, device=net.device)
     device, dtype = parameter.device, parameter.dtype
+    shadow.__dict__.update({} if live else {"device": device})
     return TorchModel(
         module=module,
         estimator_name=name,
         device=device,
         dtype=dtype,
-        forward=_shadow(net, device).infer,
+        forward=shadow.infer,
         read=SkorchReader(net, criterion, device, dtype),
         training_loss=partial(loss_from_criterion, criterion),
         link=_link(net, criterion),
+        shared=tuple(shared),
     )
 
 
@@ -73,13 +86,11 @@ def _uncompiled(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def _shadow(net: NeuralNet, device: torch.device) -> NeuralNet:
-    """Return a second net on the same modules, uncompiled, to call ``infer`` of."""
+def _shadow(net: NeuralNet, copies: ModuleCopies) -> NeuralNet:
+    """Return a second net on private modules, uncompiled, to call ``infer`` of."""
     # Not copy.copy: skorch pickles the tensors of a net that it copies.
     shadow = object.__new__(type(net))
-    shadow.__dict__.update(
-        {key: _uncompiled(value) for key, value in vars(net).items()}, device=device
-    )
+    shadow.__dict__.update({key: copies.of(value) for key, value in vars(net).items()})
     return shadow
 
 

@@ -1,23 +1,26 @@
-"""What a measurement must leave as it was: modules, random states, torch's switches."""
+"""What a measurement must leave as it was, where it cannot work on a copy."""
 
-import random
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import nn
+
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = (
+    weakref.WeakKeyDictionary()
+)
+_LOCKS_LOCK = threading.Lock()
 
 
 @contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
-    """Restore a module and the global random states when the block is left.
+    """Restore a module when the block is left, one thread at a time.
 
-    Training flags, buffers, gradients, the flags ``requires_grad`` and the states of
-    torch (also on the GPU, if it is in use), numpy and random. The values of the
-    parameters are not copied.
+    Training flags, buffers, gradients and the flags ``requires_grad``. The values of
+    the parameters are not copied.
 
     Parameters
     ----------
@@ -34,17 +37,16 @@ def preserved(module: nn.Module) -> Iterator[None]:
     >>> norm.training, norm.running_mean
     (True, tensor([0.]))
     """
-    with ExitStack() as stack:
-        stack.callback(_restore_random_states, *_random_states())
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(module, threading.RLock())
+    with lock, ExitStack() as stack:
         stack.callback(_restore_modules, *_module_states(module))
         yield
 
 
 @contextmanager
 def plain_evaluation(device: torch.device) -> Iterator[None]:
-    """Let torch compute by plain formulas, which can be differentiated twice.
-
-    No fused attention, no inference mode, no autocast; the gradient mode stays.
+    """Compute without inference mode and autocast; the gradient mode stays.
 
     Parameters
     ----------
@@ -52,12 +54,6 @@ def plain_evaluation(device: torch.device) -> Iterator[None]:
         Where the model is.
     """
     with ExitStack() as stack:
-        stack.callback(
-            torch.backends.mha.set_fastpath_enabled,
-            torch.backends.mha.get_fastpath_enabled(),
-        )
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if torch.is_inference_mode_enabled():
             # Leaving inference mode switches gradients on; the caller decides.
             stack.enter_context(torch.inference_mode(False))
@@ -94,21 +90,3 @@ def _restore_modules(layers: Any, parameters: Any) -> None:
     for parameter, gradient, requires_grad in parameters:
         parameter.grad = gradient
         parameter.requires_grad_(requires_grad)
-
-
-def _random_states() -> tuple[Any, ...]:
-    """Return the global random states of torch, numpy and the standard library."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    numpy = np.random.get_state()  # noqa: NPY002 - the user's global state
-    return torch.get_rng_state(), cuda, numpy, random.getstate()
-
-
-def _restore_random_states(
-    cpu: Tensor, cuda: list[Tensor] | None, numpy: Any, python: Any
-) -> None:
-    """Restore what :func:`_random_states` returned."""
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
-    np.random.set_state(numpy)  # noqa: NPY002 - the user's global state
-    random.setstate(python)

@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklearn_relflat._data.batches import Batch, BatchSource
 from sklearn_relflat._data.inputs import is_finite, leaves
+from sklearn_relflat._data.random_states import random_states_kept
 from sklearn_relflat._losses.table import Loss
 from sklearn_relflat._models.links import first_output, logits_of
+from sklearn_relflat._models.plain_math import PlainMath
 from sklearn_relflat._models.state import plain_evaluation, preserved
 
 Prepare = Callable[[Any, Any], tuple[Any, Any]]
@@ -30,7 +32,7 @@ class TorchModel:
     Attributes
     ----------
     module : torch.nn.Module
-        The module, without torch.compile. Its parameters are the model's own.
+        The module, without torch.compile: a copy that shares the model's parameters.
     estimator_name : str
         Name of the estimator's class.
     device : torch.device
@@ -53,6 +55,8 @@ class TorchModel:
         The loss that the user put in place of the training loss.
     prepare : tuple of callable
         Each maps (X, y) to (X, y), outermost wrapper first.
+    shared : tuple of torch.nn.Module
+        Modules of others that are used as they are; all else is private to this view.
     """
 
     module: nn.Module
@@ -66,6 +70,7 @@ class TorchModel:
     link: str | None = None
     replaced_loss: Loss | None = None
     prepare: tuple[Prepare, ...] = ()
+    shared: tuple[nn.Module, ...] = ()
 
     @cached_property
     def loss(self) -> Loss:
@@ -138,7 +143,7 @@ class TorchModel:
             Raw outputs: logits for a classifier. Where the module ends in the link
             function, the very tensor that entered it.
         """
-        with self._explained_input_errors(inputs):
+        with self._explained_input_errors(inputs), PlainMath(self.device):
             if self.link is None:
                 return first_output(self.forward(inputs))
             return logits_of(self.link, lambda: self.forward(inputs))
@@ -219,12 +224,11 @@ class TorchModel:
 
     @contextmanager
     def measuring(self) -> Iterator[Self]:
-        """Put the model into the state to be measured in; restore it afterwards.
+        """Put the model into the state to be measured in.
 
-        Inside: eval mode, attention by the plain formula (the fused kernels have no
-        second derivative), no inference mode and no autocast. Afterwards, also after
-        an exception: training flags, buffers, gradients and their flags, and the
-        global random states are what they were. Parameters are not copied: no
+        Inside: eval mode, no inference mode and no autocast. The module is private, so
+        that nobody else sees anything of it; where parts of it are shared, they are
+        locked, and restored also after an exception. Parameters are not copied: no
         measure writes to them.
 
         Yields
@@ -240,8 +244,9 @@ class TorchModel:
         """
         self.check_parameters()
         _check_independent_samples(self.module)
-        with ExitStack() as stack:
-            stack.enter_context(preserved(self.module))
+        with random_states_kept(), ExitStack() as stack:
+            for module in self.shared:
+                stack.enter_context(preserved(module))
             stack.enter_context(plain_evaluation(self.device))
             self.module.eval()
             yield self

@@ -19,7 +19,10 @@ __all__ = ["Batch", "BatchSource", "TorchModel", "as_torch_model"]
 
 
 def as_torch_model(
-    estimator: Any, *, loss: str | Callable[..., Any] | Loss | None = None
+    estimator: Any,
+    *,
+    loss: str | Callable[..., Any] | Loss | None = None,
+    live: bool = False,
 ) -> TorchModel:
     """Return the one view of a fitted estimator that all measures share.
 
@@ -32,11 +35,14 @@ def as_torch_model(
     loss : str, torch criterion or Loss, default=None
         The loss to measure with; None is the one that the model was trained with.
         Logits are found by the net's own criterion in either case.
+    live : bool, default=False
+        Whether the view of a net is of its own module, to be trained, and not of a
+        private copy. Only for a net itself, not for what wraps one.
 
     Returns
     -------
     view : TorchModel
-        The view. Its parameters are the model's own memory.
+        The view. Its parameters share the model's memory.
 
     Raises
     ------
@@ -60,7 +66,7 @@ def as_torch_model(
     >>> np.allclose(view.outputs(batch.inputs).ravel(), model.decision_function(X))
     True
     """
-    view = model_view(estimator)
+    view = skorch_view(estimator, live=True) if live else model_view(estimator)
     if loss is not None:
         view = view.with_loss(resolve_loss(loss, None))
     # Asking for the loss now raises here rather than in the middle of a measurement.

@@ -242,7 +242,7 @@ class FlatnessRegularized(_Net):
             return super().train_step_single(batch, **fit_params)
         if self.output_layer_ is None:
             self.output_layer_ = self._find_output_layer(batch)
-        layer = find_layer(as_torch_model(self), self.output_layer_)
+        layer = find_layer(as_torch_model(self, live=True), self.output_layer_)
         self.output_call_ = OutputLayerCall(layer)
         handle = layer.modules[0].register_forward_hook(self.output_call_.hook)
         try:
@@ -255,7 +255,7 @@ class FlatnessRegularized(_Net):
         """Return the name of the output layer."""
         # A forward pass gives the parameters of lazy modules their shape.
         self.evaluation_step(batch)
-        return find_output_layer(as_torch_model(self), unpack_data(batch)[0])
+        return find_output_layer(as_torch_model(self, live=True), unpack_data(batch)[0])
 
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
@@ -282,6 +282,6 @@ class FlatnessRegularized(_Net):
         call = getattr(self, "output_call_", None)
         if not training or call is None:
             return loss
-        view = as_torch_model(self)
+        view = as_torch_model(self, live=True)
         kappa = differentiable_flatness(view, call, y_true)
         return loss + self.flatness_weight * kappa

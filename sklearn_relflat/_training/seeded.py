@@ -1,5 +1,6 @@
 """Reproducible training of a skorch net."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -7,11 +8,23 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from sklearn.utils import check_random_state
 
+from sklearn_relflat._data.skorch_data import with_own_generator
+
 if TYPE_CHECKING:
     from skorch import NeuralNet as _Net
 else:
     # The mixin gets skorch's methods from the class that it is mixed into.
     _Net = object
+
+
+# The random state of torch belongs to the process: one seeded section at a time.
+_TURN = threading.RLock()
+_SECTION = threading.local()
+
+
+def _depth() -> int:
+    """How many seeded sections this thread is in."""
+    return getattr(_SECTION, "depth", 0)
 
 
 class Seeded(_Net):
@@ -32,6 +45,11 @@ class Seeded(_Net):
 
     Notes
     -----
+    torch has one random state for all threads: nets of this kind that are fitted in
+    several threads take turns, so that threads give the same numbers as processes, in
+    the time of one. The numbers are others if code of another kind draws from torch's
+    global random state in a thread beside them. Predictions draw nothing.
+
     `fit` and `initialize` are seeded; `partial_fit` of a net that is initialized goes
     on with the global random state. Random numbers that a data set draws from NumPy
     are not covered.
@@ -95,6 +113,28 @@ class Seeded(_Net):
             super().fit(X, y, **fit_params)
         return self
 
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Return an iterator; outside of training, one that draws nothing.
+
+        Parameters
+        ----------
+        dataset : Dataset
+            The samples.
+        training : bool, default=False
+            Whether they are trained on.
+
+        Returns
+        -------
+        iterator : iterable
+            Over batches.
+        """
+        iterator = super().get_iterator(dataset, training=training)
+        if training or self.random_state is None or _depth():
+            return iterator
+        # A seed drawn for the workers of a loader would be missing in the stream of a
+        # net that is trained in another thread.
+        return with_own_generator(iterator)
+
     @contextmanager
     def _seeded(self, stream: int) -> Iterator[None]:
         """Draw torch's random numbers from one of the streams of the seed."""
@@ -103,6 +143,11 @@ class Seeded(_Net):
             return
         seeds = check_random_state(self.random_state).randint(2**31 - 1, size=2)
         device = torch.device(self.device or "cpu")
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+        devices = [] if device.type == "cpu" else [device]
+        with _TURN, torch.random.fork_rng(devices):
             torch.manual_seed(int(seeds[stream]))
-            yield
+            _SECTION.depth = _depth() + 1
+            try:
+                yield
+            finally:
+                _SECTION.depth -= 1

@@ -481,7 +481,7 @@ def test_softmax_classifier_gives_the_very_logits():
         net = make_net(Dense(end=end))
         view = as_torch_model(net)
         seen = []
-        handle = net.module_.out.register_forward_hook(
+        handle = view.module.out.register_forward_hook(
             lambda *call, seen=seen: seen.append(call[2])
         )
         outputs = view.outputs(XT)
@@ -998,10 +998,12 @@ def test_nothing_is_touched(restless, error):
     expected = nullcontext() if error is None else pytest.raises(error)
     with expected, view.measuring():
         assert not any(module.training for module in view.module.modules())
-        assert not torch.backends.mha.get_fastpath_enabled()
+        # Nothing of the process is switched, and nothing of the user's module.
+        assert torch.backends.mha.get_fastpath_enabled()
+        assert restless.module_.training
         for number, batch in enumerate(source):
             outputs = view.outputs(batch.inputs)
-            torch.autograd.grad(outputs.sum(), restless.module_.out.weight)
+            torch.autograd.grad(outputs.sum(), view.module.out.weight)
             if number == 1 and error is not None:
                 raise error("in the middle")
     assert_same(before, state_of(restless))
@@ -1022,7 +1024,7 @@ def test_measuring_nests_and_repeats(restless):
     view = as_torch_model(restless)
     with view.measuring(), view.measuring():
         pass
-    assert view.module.training
+    assert restless.module_.training
     with view.measuring():
         first = [view.outputs(batch.inputs) for batch in view.batches(X32, INDEX)]
     with view.measuring():
@@ -1038,7 +1040,7 @@ def test_measuring_works_in_inference_mode_and_under_autocast():
         with torch.enable_grad():
             for batch in view.batches(X32, INDEX):
                 outputs = view.outputs(batch.inputs)
-                (gradient,) = torch.autograd.grad(outputs.sum(), net.module_.out.weight)
+                (gradient,) = torch.autograd.grad(outputs.sum(), view.module.out.weight)
                 assert gradient.abs().sum() > 0
     with torch.autocast("cpu", dtype=torch.bfloat16), view.measuring():
         assert view.outputs(XT).dtype == torch.float32
@@ -1057,7 +1059,7 @@ def test_attention_can_be_differentiated_twice():
     tokens = RNG.normal(size=(5, 3, M))
     with view.measuring():
         for batch in view.batches(tokens, INDEX[:5]):
-            weight = net.module_[0].self_attn.out_proj.weight
+            weight = view.module[0].self_attn.out_proj.weight
             loss = F.cross_entropy(view.outputs(batch.inputs), batch.y)
             (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
             (second,) = torch.autograd.grad(gradient.square().sum(), weight)
