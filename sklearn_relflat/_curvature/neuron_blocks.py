@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sklearn_relflat._curvature.linearization import (
     Linearization,
-    ResidualProbe,
     columns_of,
     rows_of,
     unrows_of,
@@ -17,6 +16,7 @@ from sklearn_relflat._curvature.linearization import (
 )
 from sklearn_relflat._curvature.plan import Plan
 from sklearn_relflat._curvature.quadratic_forms import identity_form, pull_back_factors
+from sklearn_relflat._curvature.residual import ResidualProbe
 from sklearn_relflat._curvature.sums import FormSums, RiskSums
 from sklearn_relflat._data.batches import chunks
 from sklearn_relflat._layers.capture import capture

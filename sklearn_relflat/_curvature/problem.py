@@ -186,6 +186,8 @@ def open_problem(
         None,
     )
     with view.measuring():
+        if view.trained is not None:
+            view.check_loss(next(iter(source)))
         layers, plan, refusals = plan_layers(view, source, names, trusted=trusted)
         yield Problem(
             view,

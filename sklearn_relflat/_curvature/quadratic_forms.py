@@ -30,7 +30,6 @@ from torch import Tensor
 
 from sklearn_relflat._curvature.linearization import (
     Linearization,
-    ResidualProbe,
     Scratch,
     blocks_of,
     budget_on,
@@ -39,6 +38,7 @@ from sklearn_relflat._curvature.linearization import (
     unrows_of,
     wide,
 )
+from sklearn_relflat._curvature.residual import ResidualProbe
 from sklearn_relflat._layers.capture import LayerCall
 from sklearn_relflat._layers.layers import WeightLayer
 

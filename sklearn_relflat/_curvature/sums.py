@@ -16,7 +16,6 @@ from torch import Tensor
 from sklearn_relflat._curvature.linearization import (
     Linearization,
     LossPoint,
-    ResidualProbe,
     Scratch,
     columns_of,
     rows_of,
@@ -29,6 +28,7 @@ from sklearn_relflat._curvature.quadratic_forms import (
     pull_back_factors,
     sampled_residual,
 )
+from sklearn_relflat._curvature.residual import ResidualProbe
 from sklearn_relflat._data.batches import BatchSource, chunks
 from sklearn_relflat._layers.capture import OverwrittenError, capture
 from sklearn_relflat._models.torch_model import TorchModel

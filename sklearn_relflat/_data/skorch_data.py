@@ -11,7 +11,14 @@ from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetRegressor
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from sklearn_relflat._data.batches import Batch, BatchSource, SlicedBatches
 from sklearn_relflat._data.inputs import (
@@ -23,7 +30,7 @@ from sklearn_relflat._data.inputs import (
     n_rows,
     to_model_inputs,
 )
-from sklearn_relflat._data.random_states import random_states_kept
+from sklearn_relflat._data.random_states import RandomStates
 from sklearn_relflat._losses.table import Loss
 
 # Criteria whose targets are real numbers: integer y is cast for them.
@@ -179,6 +186,20 @@ def has_targets(dataset: Any) -> bool:
     return not isinstance(inner, Dataset) or has_targets(inner)
 
 
+#: Data sets that read numbers and draw none.
+_SILENT = (TensorDataset,)
+
+
+def innermost(dataset: Any) -> Any:
+    """Return the data set behind subsets and replaced targets; skorch's is silent."""
+    while isinstance(dataset, _WithTargets | Subset):
+        dataset = dataset.dataset
+    if type(dataset) is SkorchDataset:
+        inner = dataset.X
+        return innermost(inner) if isinstance(inner, Dataset) else TensorDataset()
+    return dataset
+
+
 def with_own_generator(iterator: Any) -> Any:
     """Let an iterator draw from a stream of its own, the same in every pass.
 
@@ -263,8 +284,25 @@ class LoadedBatches(BatchSource):
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches from the first one."""
-        with random_states_kept():
+        if isinstance(innermost(self._dataset), _SILENT):
             yield from self._batches()
+            return
+        # Random augmentations: the same ones in every pass, and the streams of the
+        # process are touched no longer than one batch takes.
+        own: RandomStates | None = None
+        batches = self._batches()
+        while True:
+            states = RandomStates()
+            if own is not None:
+                own.restore()
+            try:
+                batch = next(batches, None)
+            finally:
+                own = RandomStates()
+                states.restore()
+            if batch is None:
+                return
+            yield batch
 
     def _batches(self) -> Iterator[Batch]:
         """Batches of one pass."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sklearn_relflat._layers.layers import WeightLayer, weight_layers
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.torch_model import TorchModel
 
 _N_RANDOM_INPUTS = 16
@@ -150,6 +151,7 @@ def probe_inputs(view: TorchModel, X: Any) -> Any:
         with view.measuring(), torch.no_grad():
             view.outputs(inputs)
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        raise_out_of_memory(error)
         raise ValueError(
             f"Expected X, samples on which to compare {view.estimator_name} with its "
             f"copy: random rows of {shape[1]} numbers are no input of it ({error})."

@@ -43,6 +43,8 @@ from sklearn_relflat._layers.own_forward import (
     own_forward_fault,
     weight_gradient,
 )
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
+from sklearn_relflat._models.draws import draws_noted
 from sklearn_relflat._models.torch_model import TorchModel
 
 
@@ -251,7 +253,7 @@ class _Run:
             self.view, self._layers, differentiable=False, whole_graph=True
         ) as seen:
             finder = CutFinder(seen, moved)
-            with finder:
+            with finder, draws_noted(self.view.draws):
                 outputs = self.view.outputs(self._first.take([*self.rows]).inputs)
             return outputs, seen.snapshot(), finder.cuts
 
@@ -279,8 +281,7 @@ class _Run:
         try:
             accounted = self._accounts_for_gradient(layer)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+            raise_out_of_memory(error)
             return f"torch cannot differentiate the outputs in its weight ({error})"
         if not accounted:
             return (

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sklearn_relflat._layers.capture import LayerCall
 from sklearn_relflat._layers.kinds import computes_by_kind
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -94,6 +95,7 @@ def own_forward_fault(call: LayerCall) -> str | None:
         try:
             z: Any = call.module.forward(call.inputs.detach())
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise_out_of_memory(error)
             return (
                 f"the forward of {kind} could not be repeated on its features ({error})"
             )

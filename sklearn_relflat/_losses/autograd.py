@@ -19,6 +19,16 @@ from sklearn_relflat._losses.base import (
     one_hot_like,
     one_per_sample,
 )
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
+
+
+def _overrides_torch(criterion: object) -> bool:
+    """Whether a criterion is a subclass, by the user, of one of torch's."""
+    kinds = type(criterion).__mro__
+    torch_own = "torch.nn.modules.loss"
+    return kinds[0].__module__ != torch_own and any(
+        kind.__module__ == torch_own for kind in kinds
+    )
 
 
 class AutogradLoss(Loss):
@@ -48,11 +58,14 @@ class AutogradLoss(Loss):
     def __init__(self, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.name = getattr(criterion, "__name__", type(criterion).__name__)
         self.reduction = getattr(criterion, "reduction", "mean")
+        # One of torch's with a forward of the user's may reduce as it likes: what it
+        # returns is asked of itself, with data.
+        self._is_known = not _overrides_torch(criterion)
         self._criterion = criterion
         self._unreduced: nn.Module | None = None
         if isinstance(criterion, nn.Module):
             self._criterion = copy.deepcopy(criterion)
-            if hasattr(criterion, "reduction"):
+            if self._is_known and hasattr(criterion, "reduction"):
                 unreduced: Any = copy.deepcopy(criterion)
                 unreduced.reduction = "none"
                 self._unreduced = unreduced
@@ -64,6 +77,8 @@ class AutogradLoss(Loss):
             y = y.to(outputs.dtype)
         if y.squeeze().shape == outputs.squeeze().shape:
             y = y.reshape(outputs.shape)  # (n,) against (n, 1) would broadcast.
+        if not self._is_known:
+            self._ask_reduction(outputs[:1], y[:1])
         with torch.no_grad():
             whole = self._call(self._criterion, outputs, y)
             values = self.value(outputs, y)
@@ -78,6 +93,23 @@ class AutogradLoss(Loss):
                 f"{self.reduction}, or give loss= another one, e.g. 'squared_error'."
             )
         return y
+
+    def _ask_reduction(self, output: Tensor, target: Tensor) -> None:
+        """Find whether the criterion averages or sums, from a sample and its double."""
+        with torch.no_grad():
+            once = self._call(self._criterion, output, target)
+            twice = self._call(
+                self._criterion, torch.cat([output] * 2), torch.cat([target] * 2)
+            )
+        if once.numel() != 1 or twice.numel() != 1:
+            raise ValueError(
+                f"Expected a scalar from the criterion {self.name!r}, got shape "
+                f"{tuple(twice.shape)!r} for two samples. Reduce it over samples, e.g. "
+                "with .mean()."
+            )
+        doubles = torch.isclose(twice, 2 * once, rtol=1e-6) & (once != 0)
+        self.reduction = "sum" if bool(doubles) else "mean"
+        self._is_known = bool(once != 0)
 
     @staticmethod
     def _call(criterion: Any, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -112,6 +144,7 @@ class AutogradLoss(Loss):
         try:
             return torch.func.vmap(self._of_one)(outputs, targets)
         except RuntimeError as error:
+            raise_out_of_memory(error)
             raise ValueError(
                 f"Expected a criterion that torch.func.vmap can evaluate sample by "
                 f"sample, got {self.name!r}, which fails with {error!s} Give it an "
@@ -145,10 +178,13 @@ class AutogradLoss(Loss):
         hessian = self._autograd_hessian(outputs, targets)
         if not hessian.any() and self.value(outputs, targets).any():
             # A batch may lie where a smooth loss is linear, so look elsewhere as well.
-            probes = [scale * outputs for scale in (0.0, 0.5, 2.0)]
+            probes = [(scale * outputs, targets) for scale in (0.0, 0.5, 2.0)]
             if targets.shape == outputs.shape:
-                probes.append(targets + 1e-3 * (outputs - targets))
-            if not any(self._autograd_hessian(f, targets).any() for f in probes):
+                probes.append((targets + 1e-3 * (outputs - targets), targets))
+            if targets.is_floating_point():
+                # Targets may make it linear as well, such as counts that are all zero.
+                probes += [(outputs, targets + 1), (2 * outputs, targets + 1)]
+            if not any(self._autograd_hessian(f, y).any() for f, y in probes):
                 raise ValueError(
                     "Expected a twice differentiable loss, got the criterion "
                     f"{self.name!r}, whose second derivative is zero on these data "

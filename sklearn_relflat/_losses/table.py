@@ -183,7 +183,8 @@ def loss_from_criterion(criterion: Callable[..., Tensor]) -> Loss:
     if kind in _REFUSED:
         raise TypeError(_refusal(name, _REFUSED[kind]))
     reduction = getattr(criterion, "reduction", "mean")
-    if reduction not in ("mean", "sum"):
+    asked = kind not in _BUILDERS and issubclass(kind, tuple(_BUILDERS))
+    if reduction not in ("mean", "sum") and not asked:
         raise ValueError(
             f"Expected {name} with reduction 'mean' or 'sum', got {reduction!r}. Give "
             "loss= a criterion with reduction='mean' to measure the curvature of the "

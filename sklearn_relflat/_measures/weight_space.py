@@ -20,6 +20,7 @@ from sklearn_relflat._curvature.problem import Problem, risk_of
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import capture
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.torch_model import TorchModel
 
 Point = dict[str, Tensor]
@@ -220,6 +221,7 @@ class WeightSpace:
         try:
             return _grad(torch.stack(inner).sum(), leaves)
         except RuntimeError as error:
+            raise_out_of_memory(error)
             raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
 
     # -----------------------------------------------------------------------

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sklearn_relflat._models.draws import draws_from_torch
+
 
 class PlainMath(TorchFunctionMode):
     """Computes attention by its formula, and nothing in half precision.
@@ -25,6 +27,8 @@ class PlainMath(TorchFunctionMode):
     ----------
     device : torch.device
         Where the model is.
+    notes : list of str, default=None
+        Gets the names of functions that drew from torch's global random stream.
 
     Examples
     --------
@@ -37,19 +41,23 @@ class PlainMath(TorchFunctionMode):
     True
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, notes: list[str] | None = None) -> None:
         super().__init__()
         self._kind = device.type
+        self._notes = [] if notes is None else notes
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             func = plain_attention
+        elif draws_from_torch(func, args, kwargs):
+            self._notes.append(func.__name__)
         if torch.is_autocast_enabled(self._kind):
             with torch.autocast(self._kind, enabled=False):
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def plain_attention(

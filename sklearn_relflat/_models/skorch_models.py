@@ -16,6 +16,7 @@ from sklearn_relflat._data.skorch_data import SkorchReader
 from sklearn_relflat._losses.table import loss_from_criterion
 from sklearn_relflat._models.private_copy import ModuleCopies, refresh_weights
 from sklearn_relflat._models.torch_model import TorchModel
+from sklearn_relflat._models.trained_loss import trained_loss
 
 
 def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
@@ -67,6 +68,7 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
     if parameter is None:
         parameter = torch.empty(0, device=net.device)
     device, dtype = parameter.device, parameter.dtype
+    link = _link(net, criterion)
     shadow.__dict__.update({} if live else {"device": device})
     return TorchModel(
         module=module,
@@ -76,7 +78,8 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         forward=shadow.infer,
         read=SkorchReader(net, criterion, device, dtype),
         training_loss=partial(loss_from_criterion, criterion),
-        link=_link(net, criterion),
+        link=link,
+        trained=trained_loss(net, shadow, criterion, link),
         shared=tuple(shared),
     )
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklearn_relflat._data.batches import Batch, BatchSource
-from sklearn_relflat._data.inputs import is_finite, leaves
-from sklearn_relflat._data.random_states import random_states_kept
+from sklearn_relflat._data.inputs import is_finite, leaves, n_rows
+from sklearn_relflat._data.random_states import RandomStates
 from sklearn_relflat._losses.table import Loss
 from sklearn_relflat._models.links import first_output, logits_of
 from sklearn_relflat._models.plain_math import PlainMath
 from sklearn_relflat._models.state import plain_evaluation, preserved
+from sklearn_relflat._models.trained_loss import TrainedLoss
 
 Prepare = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -55,6 +56,10 @@ class TorchModel:
         The loss that the user put in place of the training loss.
     prepare : tuple of callable
         Each maps (X, y) to (X, y), outermost wrapper first.
+    trained : TrainedLoss or None
+        What checks the training loss; None where there is nothing to doubt.
+    draws : list of str
+        What forward passes called that draws from the global random streams.
     shared : tuple of torch.nn.Module
         Modules of others that are used as they are; all else is private to this view.
     """
@@ -70,6 +75,8 @@ class TorchModel:
     link: str | None = None
     replaced_loss: Loss | None = None
     prepare: tuple[Prepare, ...] = ()
+    trained: TrainedLoss | None = None
+    draws: list[str] = dataclasses.field(default_factory=list)
     shared: tuple[nn.Module, ...] = ()
 
     @cached_property
@@ -143,10 +150,18 @@ class TorchModel:
             Raw outputs: logits for a classifier. Where the module ends in the link
             function, the very tensor that entered it.
         """
-        with self._explained_input_errors(inputs), PlainMath(self.device):
+        with (
+            self._explained_input_errors(inputs),
+            PlainMath(self.device, self.draws),
+        ):
             if self.link is None:
-                return first_output(self.forward(inputs))
-            return logits_of(self.link, lambda: self.forward(inputs))
+                outputs = first_output(self.forward(inputs))
+            else:
+                outputs = logits_of(self.link, lambda: self.forward(inputs))
+        if outputs.dim() == 0 or (len(outputs) != 1 and n_rows(inputs) == 1):
+            # A module that squeezes its outputs loses the sample of a batch of one.
+            return outputs[None]
+        return outputs
 
     @contextmanager
     def _explained_input_errors(self, inputs: Any) -> Iterator[None]:
@@ -171,6 +186,22 @@ class TorchModel:
                         f"{_first_layer(self.module)}. {advice} torch said: {err}"
                     ) from err
             raise
+
+    def check_loss(self, batch: Batch) -> None:
+        """Raise where the training loss is not what it is taken for.
+
+        Parameters
+        ----------
+        batch : Batch
+            Some samples.
+
+        Raises
+        ------
+        ValueError
+            Saying what differs; a loss that replaces the training loss is not checked.
+        """
+        if self.trained is not None and self.replaced_loss is None:
+            self.trained.check(self.loss, batch)
 
     def check_outputs(self, outputs: Tensor, batch: Batch) -> None:
         """Raise where a forward pass gave NaN or infinity.
@@ -244,12 +275,19 @@ class TorchModel:
         """
         self.check_parameters()
         _check_independent_samples(self.module)
-        with random_states_kept(), ExitStack() as stack:
+        states = RandomStates()
+        with ExitStack() as stack:
+            stack.callback(self._restore_if_drawn, states)
             for module in self.shared:
                 stack.enter_context(preserved(module))
             stack.enter_context(plain_evaluation(self.device))
             self.module.eval()
             yield self
+
+    def _restore_if_drawn(self, states: RandomStates) -> None:
+        """Put the random states back where the module drew from them."""
+        if self.draws:
+            states.restore()
 
 
 # What torch says where shape or dtype of X do not fit the module, and the remedy.

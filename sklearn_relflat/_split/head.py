@@ -35,6 +35,7 @@ from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._data.inputs import map_tree
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._measures.weight_space import WeightSpace
 from sklearn_relflat._split.prefix_memory import PrefixMemory
 
@@ -344,6 +345,7 @@ def _gradient(
                 materialize_grads=True,
             )
     except RuntimeError as error:
+        raise_out_of_memory(error)
         raise ValueError(
             "The second derivative of the model behind the layer is needed, and torch "
             f"could not form it: {error}. Replace the operation, or choose a layer "
