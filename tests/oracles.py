@@ -48,10 +48,28 @@ def kappa_max(weight, hessian):
     return total
 
 
+def scales(features):
+    """Deviation of each column; of a constant c it is |c|, and so 0 of a dead one."""
+    return torch.tensor(
+        [
+            float(abs(column[0]))
+            if (column == column[0]).all()
+            else float(column.std())
+            for column in features.reshape(-1, features.shape[-1]).double().numpy().T
+        ],
+        dtype=torch.float64,
+    )
+
+
 def normalized(weight, hessian, sigma):
-    """Weight and Hessian after phi' = phi / sigma, w' = w sigma (Theorem 4)."""
-    w = weight.detach().flatten(1) * sigma
-    return w, hessian / (sigma[None, :, None, None] * sigma)
+    """Weight and Hessian after phi' = phi / sigma, w' = w sigma (Theorem 4).
+
+    Columns of dead features, with the scale 0, are dropped.
+    """
+    kept = sigma > 0
+    w = weight.detach().flatten(1)[:, kept] * sigma[kept]
+    hessian = hessian[:, kept][:, :, :, kept]
+    return w, hessian / (sigma[kept][None, :, None, None] * sigma[kept])
 
 
 def gauss_newton_hessian(module, name, criterion, X, y):

@@ -13,6 +13,9 @@ from sklearn_relflat._layers.capture import capture, check_calls
 from sklearn_relflat._layers.layers import WeightLayer
 from sklearn_relflat._models.torch_model import TorchModel
 
+# Units in the last place by which a constant may be off.
+_ROUNDING = 8
+
 
 @dataclass
 class _Moments:
@@ -23,10 +26,12 @@ class _Moments:
     squares: Tensor
     low: Tensor
     high: Tensor
+    eps: float
 
     @classmethod
     def of(cls, phi: Tensor, sample_weight: Tensor | None) -> _Moments:
         """Moments of one chunk of features, (n, m, P), over samples and positions."""
+        eps = torch.finfo(phi.dtype).eps
         phi = wide(phi)
         n, _, n_positions = phi.shape
         if sample_weight is None:
@@ -36,26 +41,33 @@ class _Moments:
         # A chunk of weight zero must not contribute 0 / 0.
         mean = (s * phi).sum((0, 2)) / weight.clamp_min(torch.finfo(phi.dtype).tiny)
         squares = (s * (phi - mean[:, None]).square()).sum((0, 2))
-        return cls(weight, mean, squares, phi.amin((0, 2)), phi.amax((0, 2)))
+        # Samples without weight say nothing about what varies.
+        low = torch.where(s > 0, phi, torch.inf).amin((0, 2))
+        high = torch.where(s > 0, phi, -torch.inf).amax((0, 2))
+        return cls(weight, mean, squares, low, high, eps)
 
     def merge(self, other: _Moments) -> _Moments:
         """Moments of both chunks together."""
         weight = self.weight + other.weight
         step = other.mean - self.mean
-        share = other.weight / weight
+        share = other.weight / weight.clamp_min(torch.finfo(weight.dtype).tiny)
         return _Moments(
             weight,
             self.mean + step * share,
             self.squares + other.squares + step.square() * self.weight * share,
             torch.minimum(self.low, other.low),
             torch.maximum(self.high, other.high),
+            self.eps,
         )
 
     def scale(self) -> Tensor:
-        """Take the population standard deviation; 1 where the feature is constant."""
+        """Take the population standard deviation; |c| of a feature that is c."""
         std = (self.squares / self.weight).sqrt()
-        constant = (self.low == self.high) | (std == 0)
-        return torch.where(constant, torch.ones_like(std), std)
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        # A feature that some operations computed as a constant (shares that sum to
+        # one, say) is off by a few units in the last place, which mean nothing.
+        constant = self.high - self.low <= _ROUNDING * self.eps * size
+        return torch.where(constant | (std == 0), self.mean.abs(), std)
 
 
 def feature_scales(
@@ -76,7 +88,9 @@ def feature_scales(
     -------
     scales : dict of str to Tensor of shape (n_features,)
         Population standard deviations (``ddof=0``) over samples, weighted by the
-        sample weights, and positions; 1 for a constant feature.
+        sample weights, and positions; |c| for a feature that is the constant c up to
+        round-off, so that every scale is of degree one in its feature; and so 0 for a
+        feature that is zero on every sample, which `weight_form` drops.
 
     References
     ----------

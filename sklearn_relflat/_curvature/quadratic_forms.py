@@ -57,7 +57,7 @@ class QuadraticForm:
     factor : Tensor of shape (n_neurons, r)
         L, of G = L L^T.
     inverse_scale : Tensor of shape (n_features,) or None
-        1 / sigma; None for ones.
+        1 / sigma, or 0 for a feature that is dropped; None for ones.
     """
 
     layer: WeightLayer
@@ -65,15 +65,20 @@ class QuadraticForm:
     inverse_scale: Tensor | None = None
 
 
+def inverse_scale(scale: Tensor) -> Tensor:
+    """1 / sigma, where sigma = 0 drops a feature that is zero on every sample."""
+    return torch.where(scale > 0, 1.0 / scale, torch.zeros_like(scale))
+
+
 def weight_form(layer: WeightLayer, scale: Tensor | None = None) -> QuadraticForm:
-    """Form whose value is kappa, for features divided by `scale`."""
+    """Form whose value is kappa, for features divided by `scale`; 0 drops one."""
     weight = layer.weight
     if scale is not None:
         weight = weight * scale.to(weight.dtype)
     if weight.shape[0] < weight.shape[1]:
         # w w^T = R^T R for w^T = Q R: fewer columns, the same G.
         weight = torch.linalg.qr(weight.T, mode="r").R.T
-    inverse = None if scale is None else (1.0 / scale).to(weight.dtype)
+    inverse = None if scale is None else inverse_scale(scale).to(weight.dtype)
     return QuadraticForm(layer, weight.contiguous(), inverse)
 
 

@@ -21,7 +21,11 @@ from sklearn_relflat._curvature.feature_scales import feature_scales
 from sklearn_relflat._curvature.neuron_blocks import neuron_blocks
 from sklearn_relflat._curvature.plan import Plan
 from sklearn_relflat._curvature.problem import ALL_LAYERS, open_problem
-from sklearn_relflat._curvature.quadratic_forms import QuadraticForm, weight_form
+from sklearn_relflat._curvature.quadratic_forms import (
+    QuadraticForm,
+    inverse_scale,
+    weight_form,
+)
 from sklearn_relflat._curvature.sums import RiskSums
 from sklearn_relflat._flatness.result import (
     LayerwiseRelativeFlatness,
@@ -83,7 +87,8 @@ def relative_flatness(
     normalize : {None, "std"}, default=None
         "std" divides the features by their standard deviations and multiplies the
         weight by them, which makes the measure invariant to neuron-wise rescaling
-        (Theorem 4). The model itself is never edited.
+        (Theorem 4). A constant feature takes its absolute value instead, and one that
+        is always zero (a dead unit) is dropped. The model itself is never edited.
     statistic : {"trace", "max_eigenvalue"}, default="trace"
         kappa_Tr, or kappa_max, the sum over neurons of the squared weight norm times
         the largest eigenvalue of the neuron's Hessian block (always exact).
@@ -387,7 +392,8 @@ def _penalty(layer: WeightLayer, scale: Tensor | None, weight_decay: float) -> f
     weight = layer.weight.double().cpu()
     inverse = torch.ones(layer.n_features, dtype=torch.float64)
     if scale is not None:
-        weight, inverse = weight * scale.cpu(), 1.0 / scale.cpu()
+        # A dropped feature takes its weights out of the penalty, too.
+        weight, inverse = weight * scale.cpu(), inverse_scale(scale.cpu())
     return weight_decay * float(weight.square().sum() * inverse.square().sum())
 
 
@@ -437,7 +443,8 @@ def _max_eigenvalue(
     weight = layer.weight.to(blocks.dtype)
     if scale is not None:
         weight = weight * scale
-        blocks = blocks / (scale[:, None] * scale)
+        inverse = inverse_scale(scale)
+        blocks = blocks * (inverse[:, None] * inverse)
     top = torch.linalg.eigvalsh(blocks)[:, -1]
     return _make_result(
         view,

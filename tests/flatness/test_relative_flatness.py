@@ -17,6 +17,7 @@ from tests.oracles import (
     kappa_trace,
     layer_hessian,
     normalized,
+    scales,
 )
 
 BY_ID = {case.id: case for case in CASES}
@@ -94,9 +95,7 @@ def slow_scales(case_id, layer):
         phi = torch.nn.functional.unfold(
             phi, module.kernel_size, padding=module.padding, stride=module.stride
         ).transpose(1, 2)
-    flat = phi.reshape(-1, module.weight[0].numel()).numpy()
-    scales = [np.std(column) or 1.0 for column in flat.T]
-    return torch.tensor(scales, dtype=torch.float64)
+    return scales(phi.reshape(-1, module.weight[0].numel()))
 
 
 NORMALIZED = [
@@ -502,7 +501,7 @@ def test_normalized_is_invariant_to_rescaled_channels(factor):
     assert after == pytest.approx(before, rel=1e-9)
 
 
-def test_a_constant_feature_keeps_its_scale():
+def test_a_constant_feature_has_a_scale():
     case = BY_ID["relu"]
     net, (X, y) = case.fitted(), case.data()
     X[:, 2] = 1e6 / 3

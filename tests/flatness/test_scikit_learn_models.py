@@ -30,7 +30,7 @@ from sklearn_relflat import (
     layerwise_relative_flatness,
     relative_flatness,
 )
-from tests.oracles import kappa_max, kappa_trace, layer_hessian
+from tests.oracles import kappa_max, kappa_trace, layer_hessian, normalized, scales
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 4))
@@ -155,10 +155,8 @@ def test_equals_definition(model, y, criterion, encode, normalize):
         hessian = layer_hessian(module, index, risk)
         if normalize == "std":
             with torch.no_grad():
-                sigma = module[: 2 * i](inputs).std(0, correction=0)
-            sigma = torch.where(sigma == 0, 1.0, sigma)
-            weight = weight.detach() * sigma
-            hessian = hessian / (sigma[:, None, None] * sigma)[None]
+                phi = module[: 2 * i](inputs)
+            weight, hessian = normalized(weight, hessian, scales(phi))
         expected = kappa_trace(weight, hessian)
         assert result.value == pytest.approx(expected, rel=1e-9), name
         assert result.mean_loss == pytest.approx(risk(module).item(), rel=1e-9)
