@@ -15,7 +15,8 @@ from skorch import NeuralNet, NeuralNetBinaryClassifier
 from torch import nn
 from torch.utils.data import Dataset
 
-from sklearn_relflat._data.sklearn_data import as_numpy, encode_labels
+from sklearn_relflat._data.inputs import as_numpy
+from sklearn_relflat._data.sklearn_data import encode_labels
 
 
 def final_model(estimator: Any) -> Any:

@@ -31,6 +31,55 @@ def leaves(data: Any, name: str = "X") -> Iterator[tuple[str, Any]]:
         yield name, data
 
 
+def plain_values(values: Any, name: str) -> Any:
+    """Return an array or tensor whose numbers are all there, for what may be one.
+
+    Parameters
+    ----------
+    values : Any
+        An array, a tensor or anything else.
+    name : str
+        What it is, for the message.
+
+    Returns
+    -------
+    values : Any
+        Masked arrays as plain ones, extended precision as double precision; anything
+        else as it is.
+
+    Raises
+    ------
+    ValueError
+        If entries are masked, or a tensor has no memory.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.getmaskarray(values).any():
+            raise ValueError(
+                f"Expected {name} without masked entries, got a masked array with "
+                f"{int(np.ma.count_masked(values))} of them. Impute them, or leave "
+                "these samples out."
+            )
+        values = np.asarray(values.data)
+    if isinstance(values, Tensor) and values.is_meta:
+        raise ValueError(
+            f"Expected {name} with numbers in it, got a tensor on the device 'meta', "
+            "which has a shape only. Pass data on a real device."
+        )
+    if isinstance(values, np.ndarray) and values.dtype == np.longdouble:
+        return values.astype(np.float64)
+    return values
+
+
+def as_numpy(values: Any, name: str = "X") -> Any:
+    """Return what scikit-learn can validate: tensors as arrays."""
+    values = plain_values(values, name)
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    # NumPy has no bfloat16.
+    return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+
+
 def n_rows(data: Any) -> int:
     """Return the number of samples in nested dicts, lists and tuples of arrays.
 
@@ -208,7 +257,16 @@ def as_targets(
     ValueError
         If the targets are no numbers, have another length than X, or are not finite.
     """
-    targets = y.detach() if isinstance(y, Tensor) else _numeric_tensor(y)
+    y = plain_values(y, "y")
+    if isinstance(y, Tensor) and y.dtype is not torch.uint64:
+        targets = y.detach()
+    else:
+        targets = _numeric_tensor(as_numpy(y, "y"))
+    if targets.is_complex():
+        raise ValueError(
+            f"Expected real targets, got y of dtype {targets.dtype!r}. Pass real and "
+            "imaginary part as two outputs."
+        )
     if targets.ndim == 0 or len(targets) != n_samples:
         raise ValueError(
             f"Expected y with one entry per sample, got shape {tuple(targets.shape)} "
@@ -238,7 +296,10 @@ def _numeric_tensor(y: Any) -> Tensor:
             f"{array.dtype!r}. A net is trained on class indices 0..K-1: encode the "
             "labels with sklearn.preprocessing.LabelEncoder, as for fit."
         )
-    if array.dtype.kind in "bu":
+    if array.dtype.kind == "u" and array.max(initial=0) > np.iinfo(np.int64).max:
+        # Too large for torch's integers; a loss of class labels says so.
+        array = array.astype(np.float64)
+    elif array.dtype.kind in "bu":
         array = array.astype(np.int64)
     return torch.from_numpy(_plain_array(array).copy())
 
@@ -267,9 +328,17 @@ def as_sample_weight(
     ValueError
         If the length is wrong, a weight is negative or not finite, or all are zero.
     """
-    if isinstance(sample_weight, Tensor):
-        sample_weight = sample_weight.detach().cpu().numpy()
-    array = np.asarray(sample_weight, dtype=np.float64)
+    array = np.asarray(as_numpy(sample_weight, "sample_weight"))
+    if array.dtype.kind not in "biufO":
+        raise ValueError(
+            f"Expected real numbers as sample_weight, got dtype {array.dtype!r}."
+        )
+    try:
+        array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected real numbers as sample_weight, got {sample_weight!r}."
+        ) from error
     if array.shape != (n_samples,):
         raise ValueError(
             f"Expected sample_weight of shape ({n_samples},), one weight per sample, "
@@ -289,3 +358,28 @@ def as_sample_weight(
     return torch.from_numpy(array.copy()).to(
         torch.float64 if has_float64 else torch.float32
     )
+
+
+def moderate_weights(sample_weight: Any) -> Any:
+    """Bring weights of which only the ratios count to a size near one.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,)
+        Weights, perhaps not valid.
+
+    Returns
+    -------
+    weights : array-like of shape (n_samples,)
+        The same ratios, exactly: weights that single precision cannot hold are divided
+        by a power of two. Others are as they were.
+    """
+    try:
+        array = np.asarray(as_numpy(sample_weight, "sample_weight"), dtype=np.float64)
+        largest = float(np.max(array, initial=0.0))
+    except (TypeError, ValueError):
+        return sample_weight  # For the checks to come.
+    if not (np.isfinite(largest) and largest > 0):
+        return sample_weight
+    _, exponent = math.frexp(largest)
+    return sample_weight if abs(exponent) < 32 else np.ldexp(array, -exponent)

@@ -1,5 +1,6 @@
 """Data of scikit-learn models: validated as the estimator does, read in batches."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_array, column_or_1d
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from sklearn_relflat._data.batches import BatchSource, SlicedBatches
-from sklearn_relflat._data.inputs import as_sample_weight
+from sklearn_relflat._data.inputs import as_numpy, as_sample_weight
 from sklearn_relflat._losses.table import Loss
 
 # One batch holds about this many numbers of the widest layer: large enough for fast
@@ -54,7 +56,7 @@ def encode_labels(y: Any, classes: np.ndarray, name: str) -> np.ndarray:
     >>> encode_labels(["b", "a", "b"], np.array(["a", "b"]), "LogisticRegression")
     array([1, 0, 1])
     """
-    labels, inverse = np.unique(column_or_1d(as_numpy(y)), return_inverse=True)
+    labels, inverse = np.unique(column_or_1d(as_numpy(y, "y")), return_inverse=True)
     positions = {label: index for index, label in enumerate(classes.tolist())}
     unseen = [label for label in labels.tolist() if label not in positions]
     if unseen:
@@ -65,11 +67,6 @@ def encode_labels(y: Any, classes: np.ndarray, name: str) -> np.ndarray:
         )
     table = np.array([positions[label] for label in labels.tolist()], dtype=np.int64)
     return table[inverse]
-
-
-def as_numpy(values: Any) -> Any:
-    """Return what scikit-learn can validate: tensors as arrays."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ class SklearnReader:
         if sample_weight is not None:
             weights = as_sample_weight(sample_weight, n_samples, _CPU)
         if y is not None:
-            encoded = self.encode(as_numpy(y), loss, _numpy_dtype(self.dtype))
+            encoded = self.encode(as_numpy(y, "y"), loss, _numpy_dtype(self.dtype))
             if len(encoded) != n_samples:
                 raise ValueError(
                     f"Expected y with one entry per sample, got {len(encoded)} for "
@@ -184,7 +181,7 @@ class SklearnReader:
             targets = torch.from_numpy(encoded)
             class_weight = getattr(self.estimator, "class_weight", None)
             if class_weight is not None and loss is None:
-                factor = compute_sample_weight(class_weight, as_numpy(y))
+                factor = _class_factors(self.estimator, as_numpy(y, "y"), weights)
                 own = torch.from_numpy(np.asarray(factor, dtype=np.float64))
                 weights = own if weights is None else weights * own
         dtype = _numpy_dtype(self.dtype)
@@ -199,6 +196,24 @@ class SklearnReader:
             dtype=self.dtype,
             trusted=True,
         )
+
+
+def _class_factors(estimator: Any, y: np.ndarray, weights: Tensor | None) -> Any:
+    """Factors of the samples by their classes, as the estimator's own fit has them."""
+    known = inspect.signature(compute_class_weight).parameters
+    if weights is None or not (
+        # Of scikit-learn's estimators, these count weighted samples; the others count
+        # samples. In its older versions none of them counts weights.
+        isinstance(estimator, LogisticRegression) and "sample_weight" in known
+    ):
+        return compute_sample_weight(estimator.class_weight, y)
+    of_class = compute_class_weight(
+        estimator.class_weight,
+        classes=estimator.classes_,
+        y=y,
+        sample_weight=weights.numpy(),
+    )
+    return of_class[encode_labels(y, estimator.classes_, type(estimator).__name__)]
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:

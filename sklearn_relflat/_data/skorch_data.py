@@ -28,6 +28,7 @@ from sklearn_relflat._data.inputs import (
     leaves,
     map_tree,
     n_rows,
+    plain_values,
     to_model_inputs,
 )
 from sklearn_relflat._data.random_states import RandomStates
@@ -71,6 +72,7 @@ class SkorchReader:
         self, X: Any, y: Any, sample_weight: Any, loss: Loss | None
     ) -> BatchSource:
         """Validate X, y and the weights, and return the batches."""
+        X = _for_a_net(X)
         n_samples = _n_samples(X)
         floating = self._floating_targets(loss)
         targets, weights = None, None
@@ -106,6 +108,36 @@ class SkorchReader:
         if isinstance(X, Dataset) and targets is not None:
             return _WithTargets(dataset, targets)
         return dataset
+
+
+def _for_a_net(X: Any) -> Any:
+    """Return X as a net can take it, with all its numbers."""
+    if isinstance(X, Dataset):
+        return X
+    if hasattr(X, "iloc") and hasattr(X, "columns"):
+        # skorch passes the columns of a DataFrame as keyword arguments: their names
+        # have to be names. Without, it is a matrix.
+        if all(isinstance(column, str) for column in X.columns):
+            return X
+        X = X.to_numpy()
+    elif type(X).__module__.partition(".")[0] == "polars":
+        X = X.to_numpy()
+    if isinstance(X, np.ndarray) and X.dtype.kind == "O":
+        try:
+            X = X.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "Expected numeric inputs for a neural net, got an array of objects "
+                f"such as {X.flat[0]!r}. Encode strings, dates and objects as numbers "
+                "first."
+            ) from error
+    for name, values in leaves(X):
+        if isinstance(values, str | bytes):
+            raise TypeError(
+                f"Expected numeric inputs for a neural net, got {name}={values!r}. "
+                "Encode strings as numbers first, and pass arrays."
+            )
+    return map_tree(lambda values: plain_values(values, "X"), X)
 
 
 def _n_samples(X: Any) -> int:

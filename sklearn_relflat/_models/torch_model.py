@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklearn_relflat._data.batches import Batch, BatchSource
-from sklearn_relflat._data.inputs import is_finite, leaves, n_rows
+from sklearn_relflat._data.inputs import is_finite, leaves, moderate_weights, n_rows
 from sklearn_relflat._data.random_states import RandomStates
 from sklearn_relflat._losses.table import Loss
 from sklearn_relflat._models.links import first_output, logits_of
@@ -134,6 +134,8 @@ class TorchModel:
         """
         for prepare in self.prepare:
             X, y = prepare(X, y)
+        if sample_weight is not None and self.loss.reduction != "sum":
+            sample_weight = moderate_weights(sample_weight)
         return self.read(X, y, sample_weight, self.replaced_loss)
 
     def outputs(self, inputs: Any) -> Tensor:
@@ -169,6 +171,12 @@ class TorchModel:
         try:
             yield
         except TypeError as err:
+            if isinstance(inputs, list):
+                raise TypeError(
+                    f"The module {type(self.module).__name__} does not take a list of "
+                    f"{len(inputs)} inputs, which a list or tuple as X is to a net. "
+                    f"Pass a single array as X; Python said: {err}"
+                ) from err
             if not (isinstance(inputs, dict) and "argument" in str(err)):
                 raise
             raise TypeError(

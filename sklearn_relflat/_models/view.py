@@ -125,7 +125,17 @@ def _pipeline_view(pipeline: Pipeline) -> TorchModel:
     view = model_view(final)
     if len(pipeline.steps) == 1:
         return view
-    return view.with_prepare(lambda X, y: (pipeline[:-1].transform(X), y))
+    return view.with_prepare(lambda X, y: (_transformed(pipeline, X), y))
+
+
+def _transformed(pipeline: Pipeline, X: Any) -> Any:
+    """Pass X through the steps before the model, as the pipeline's predict does."""
+    # Not by a pipeline of these steps: it counts as fitted only if the last of them
+    # learned something.
+    for _, step in pipeline.steps[:-1]:
+        if step is not None and step != "passthrough":
+            X = step.transform(X)
+    return X
 
 
 def _is_search(estimator: Any) -> bool:
