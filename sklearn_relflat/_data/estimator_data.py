@@ -130,6 +130,7 @@ class NetData(EstimatorData):
         self._is_classifier = is_classifier(net)
         self._keeps_integers = False
         self._is_column = False
+        self._dtype = _floating_dtype(net) if frozen else np.float32
 
     # -----------------------------------------------------------------------
     def fit(self, owner: BaseEstimator, X: Any, y: Any) -> tuple[Any, Any]:
@@ -168,7 +169,7 @@ class NetData(EstimatorData):
 
     def _options(self) -> dict[str, Any]:
         """Return how arrays are validated; images and sequences are welcome."""
-        dtype = "numeric" if self._keeps_integers else np.float32
+        dtype = "numeric" if self._keeps_integers else self._dtype
         return {"dtype": dtype, "allow_nd": True}
 
     def _learn_classes(self, name: str, y: Any) -> None:
@@ -218,13 +219,13 @@ class NetData(EstimatorData):
 
     def _typed(self, codes: np.ndarray) -> np.ndarray:
         """Return class indices in the dtype of the net's criterion."""
-        return codes.astype(np.float32) if self._is_binary else codes
+        return codes.astype(self._dtype) if self._is_binary else codes
 
     def _regression_targets(self, y: Any) -> Any:
-        """Return targets of a regressor as float32, in the shape of its outputs."""
+        """Return targets of a regressor as the net takes them, shaped as outputs."""
         if not self._is_regressor or y is None:
             return y
-        y = np.asarray(as_numpy(y), dtype=np.float32)
+        y = np.asarray(as_numpy(y), dtype=self._dtype)
         return y[:, np.newaxis] if self._is_column and y.ndim == 1 else y
 
     def predictions(self, predicted: Any) -> Any:
@@ -269,6 +270,14 @@ def _initialized(net: NeuralNet) -> NeuralNet:
     """Return an initialized copy of a net, to look at."""
     with torch.random.fork_rng(devices=[]):
         return clone(net).initialize()
+
+
+def _floating_dtype(net: NeuralNet) -> type[np.floating]:
+    """Return NumPy's type for the parameters of a fitted net."""
+    module = getattr(net, "module_", None)
+    parameters = () if module is None else module.parameters()
+    floating = (p.dtype for p in parameters if p.is_floating_point())
+    return np.float64 if next(floating, None) is torch.float64 else np.float32
 
 
 def _looks_up_indices(module: nn.Module) -> bool:

@@ -80,6 +80,24 @@ def as_numpy(values: Any, name: str = "X") -> Any:
     return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
 
 
+def own_copy(inputs: Any) -> Any:
+    """Copy the inputs of a batch: a module may work in place on them.
+
+    Parameters
+    ----------
+    inputs : Tensor, dict or list
+        Inputs.
+
+    Returns
+    -------
+    inputs : Tensor, dict or list
+        Tensors in memory of their own.
+    """
+    return map_tree(
+        lambda values: values.clone() if isinstance(values, Tensor) else values, inputs
+    )
+
+
 def n_rows(data: Any) -> int:
     """Return the number of samples in nested dicts, lists and tuples of arrays.
 

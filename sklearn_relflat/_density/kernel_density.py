@@ -293,6 +293,11 @@ def _validated(estimator: VariableKernelDensity, X: Any, *, reset: bool) -> Any:
         X = validate_data(estimator, X, dtype=np.float64, reset=reset)
     else:
         X = X.detach()
+        if X.is_meta:
+            raise ValueError(
+                "X must be a tensor with numbers in it, got one on the device 'meta', "
+                "which has a shape only."
+            )
         if X.ndim != 2 or 0 in X.shape or X.is_complex() or X.layout != xp.strided:
             raise ValueError(
                 "X must be a dense real tensor of shape (n_samples, n_features) with "

@@ -21,8 +21,9 @@ from skorch import NeuralNet
 from torch import Tensor, nn
 
 from sklearn_relflat._curvature.linearization import wide
-from sklearn_relflat._data.inputs import is_finite
+from sklearn_relflat._data.inputs import is_finite, own_copy
 from sklearn_relflat._layers.call_order import CallOrder, probe_inputs, trace_calls
+from sklearn_relflat._layers.kinds import how_to_remove
 from sklearn_relflat._layers.layers import WeightLayer, find_layer
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.view import as_torch_model
@@ -100,6 +101,12 @@ def rescaled_copy(
         If the function changes.
     """
     view = as_torch_model(estimator)
+    if view.is_widened:
+        raise ValueError(
+            f"Expected parameters of single or double precision, got a "
+            f"{view.estimator_name} in half precision, which cannot hold rescaled "
+            "weights. Convert it with net.module_.float()."
+        )
     inputs = probe_inputs(view, X)
     order = trace_calls(view, inputs)
     steps = []
@@ -228,8 +235,7 @@ def _parameter(module: nn.Module, name: str, where: str) -> Tensor:
     if parameter is None:
         raise TypeError(
             f"The {name} of module {where!r} is computed from other parameters, so "
-            "that it cannot be rescaled. Remove the parametrization first "
-            "(torch.nn.utils.parametrize.remove_parametrizations)."
+            f"that it cannot be rescaled. {how_to_remove(module, name)} first."
         )
     return parameter
 
@@ -238,9 +244,15 @@ def _change(view: TorchModel, other: TorchModel, inputs: Any) -> float:
     """Largest difference of outputs, relative to the largest output."""
     with torch.no_grad():
         with view.measuring():
-            before = wide(view.outputs(inputs))
+            before = wide(view.outputs(own_copy(inputs)))
         with other.measuring():
-            after = wide(other.outputs(inputs))
+            after = wide(other.outputs(own_copy(inputs)))
+    if before.shape != after.shape:
+        raise ValueError(
+            "Expected two models with outputs of one shape, got "
+            f"{tuple(before.shape)} of {view.estimator_name} and {tuple(after.shape)} "
+            f"of {other.estimator_name}. Compare models for the same targets."
+        )
     scale = float(before.abs().max())
     change = float((after - before).abs().max())
     if not np.isfinite(scale) or not np.isfinite(change):

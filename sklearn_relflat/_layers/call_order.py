@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sklearn_relflat._data.inputs import own_copy
 from sklearn_relflat._layers.layers import WeightLayer, weight_layers
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.torch_model import TorchModel
@@ -127,7 +128,7 @@ def trace_calls(view: TorchModel, inputs: Any) -> CallOrder:
     ]
     try:
         with view.measuring(), torch.no_grad():
-            view.outputs(inputs)
+            view.outputs(own_copy(inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -149,7 +150,7 @@ def probe_inputs(view: TorchModel, X: Any) -> Any:
         if not isinstance(layers[0].modules[0], nn.Linear):
             raise ValueError(f"the first layer is {layers[0].name!r}")
         with view.measuring(), torch.no_grad():
-            view.outputs(inputs)
+            view.outputs(own_copy(inputs))
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise_out_of_memory(error)
         raise ValueError(

@@ -19,6 +19,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 def _linear_patches(module: nn.Module, x: Tensor) -> Tensor:
@@ -161,3 +165,34 @@ def computes_by_kind(module: nn.Module) -> bool:
                 for name in ("forward", "_conv_forward", "__call__", "_call_impl")
             )
     return False
+
+
+def how_to_remove(module: nn.Module, name: str = "weight") -> str:
+    """Say how what computes a parameter of a module from others is taken away.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A module whose parameter is computed before each forward pass.
+    name : str, default="weight"
+        The parameter.
+
+    Returns
+    -------
+    advice : str
+        A sentence without its full stop.
+    """
+    utils = "torch.nn.utils."
+    if parametrize.is_parametrized(module, name):
+        call = f'parametrize.remove_parametrizations(layer, "{name}")'
+        return f"Remove the parametrization with {utils}{call}"
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            return f"Remove the weight normalization with {utils}remove_weight_norm"
+        if isinstance(hook, SpectralNorm):
+            return f"Remove the spectral normalization with {utils}remove_spectral_norm"
+        if isinstance(hook, BasePruningMethod):
+            return (
+                f'Make the pruning permanent with {utils}prune.remove(layer, "{name}")'
+            )
+    return f"Make the {name} a parameter of its own"

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+# The square of the radius has to be a number, too.
+_MAX_DELTA = 1e150
+
 
 def check_delta(delta: Any) -> float:
     """Return the perturbation radius as a float, or say what is wrong with it."""
     if (
         isinstance(delta, bool)
         or not isinstance(delta, numbers.Real)
-        or not np.isfinite(float(delta))
+        or not float(delta) < _MAX_DELTA
         or delta < 0
     ):
         raise ValueError(

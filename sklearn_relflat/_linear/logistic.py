@@ -217,6 +217,8 @@ class RelativeFlatnessLogisticRegression(ClassifierMixin, BaseEstimator):
         tol = check_scalar(
             self.tol, "tol", numbers.Real, min_val=0, include_boundaries="neither"
         )
+        if not np.isfinite(tol):
+            raise ValueError(f"tol must be a finite number > 0, got {tol!r}.")
         X, y = validate_data(self, X, y, accept_sparse=("csr", "csc"), dtype=np.float64)
         check_classification_targets(y)
         weight = check_sample_weight(sample_weight, X.shape[0])

@@ -20,6 +20,7 @@ from sklearn_relflat._curvature.problem import Problem, risk_of
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import capture
+from sklearn_relflat._layers.kinds import how_to_remove
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.torch_model import TorchModel
 
@@ -77,10 +78,9 @@ class WeightSpace:
             if weight is None:
                 raise TypeError(
                     f"The weight of layer {layer.name!r} is computed from other "
-                    "parameters, so that it cannot be perturbed. Remove the "
-                    "parametrization (torch.nn.utils.parametrize."
-                    "remove_parametrizations) from a copy of the model, and measure "
-                    "the copy."
+                    "parameters, so that it cannot be perturbed. "
+                    f"{how_to_remove(layer.modules[0])}, in a copy of the model, and "
+                    "measure the copy."
                 )
             self.weights[names[id(weight)]] = weight.detach()
 

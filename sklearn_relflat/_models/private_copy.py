@@ -37,6 +37,8 @@ class ModuleCopies:
     ----------
     shared : list of torch.nn.Module
         Modules that cannot be copied (TorchScript): they are used as they are.
+    is_widened : bool
+        Whether some parameter was of half precision.
 
     Examples
     --------
@@ -52,6 +54,7 @@ class ModuleCopies:
 
     def __init__(self) -> None:
         self.shared: list[nn.Module] = []
+        self.is_widened = False
         self._modules: dict[int, nn.Module] = {}
         self._tensors: dict[int, Tensor] = {}
         # Originals stay alive as long as their identities are keys.
@@ -135,6 +138,7 @@ class ModuleCopies:
         known: Any = self._tensors.get(id(parameter))
         if known is None:
             data = parameter.detach()
+            self.is_widened = self.is_widened or data.dtype in _HALF
             known = nn.Parameter(
                 data.float() if data.dtype in _HALF else data,
                 requires_grad=data.is_floating_point() or data.is_complex(),

@@ -57,9 +57,9 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         )
     _check_device(net.device, name)
     criterion = _uncompiled(net.criterion_)
+    copies = ModuleCopies()
     shadow, shared = net, [module]
     if not live:
-        copies = ModuleCopies()
         shadow = _shadow(net, copies)
         module, shared = shadow.module_, copies.shared
         if not shared:
@@ -79,6 +79,7 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         read=SkorchReader(net, criterion, device, dtype),
         training_loss=partial(loss_from_criterion, criterion),
         link=link,
+        is_widened=not live and copies.is_widened,
         trained=trained_loss(net, shadow, criterion, link),
         shared=tuple(shared),
     )

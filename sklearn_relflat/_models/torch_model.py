@@ -60,6 +60,8 @@ class TorchModel:
         What checks the training loss; None where there is nothing to doubt.
     draws : list of str
         What forward passes called that draws from the global random streams.
+    is_widened : bool
+        Whether the module has a copy of the model's parameters in single precision.
     shared : tuple of torch.nn.Module
         Modules of others that are used as they are; all else is private to this view.
     """
@@ -77,6 +79,7 @@ class TorchModel:
     prepare: tuple[Prepare, ...] = ()
     trained: TrainedLoss | None = None
     draws: list[str] = dataclasses.field(default_factory=list)
+    is_widened: bool = False
     shared: tuple[nn.Module, ...] = ()
 
     @cached_property

@@ -7,6 +7,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
+from sklearn_relflat._data.inputs import as_numpy
 from sklearn_relflat._density.radial_kernels import RADIAL_KERNELS, Seed
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._models.view import as_torch_model
@@ -180,6 +181,7 @@ def generalization_bound(
     }
     validate_parameter_constraints(_CONSTRAINTS, options, "generalization_bound")
     check_refit(estimator, refit)
+    y = as_numpy(y, "y")
     as_torch_model(estimator)  # raises what is wrong with the estimator itself
     rng = own_random_state(random_state)
     frozen = isinstance(estimator, FrozenEstimator)
@@ -239,7 +241,8 @@ def _checked_deltas(delta: Any) -> np.ndarray:
     except (TypeError, ValueError):
         deltas = np.empty(0)
     valid = deltas.ndim <= 1 and deltas.size > 0 and not isinstance(delta, bool)
-    if not (valid and np.isfinite(deltas).all() and (deltas > 0).all()):
+    # The square of a radius has to be a number, too.
+    if not (valid and (deltas < 1e150).all() and (deltas > 0).all()):
         raise ValueError(
             "Expected delta to be a positive number or a list of them, the radii of "
             f"the feature perturbations, got {delta!r}. Typical values lie between "

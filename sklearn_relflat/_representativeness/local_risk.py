@@ -25,6 +25,7 @@ from sklearn_relflat._curvature.linearization import Linearization, columns_of
 from sklearn_relflat._density.radial_kernels import RADIAL_KERNELS
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.layers import WeightLayer, find_layer
+from sklearn_relflat._layers.own_forward import agree
 from sklearn_relflat._losses.table import SquaredError
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._robustness.perturbations import HaarOrthogonal
@@ -34,7 +35,12 @@ from sklearn_relflat._split.output_layer import (
     implied_penalty,
     refit_output_layer,
 )
-from sklearn_relflat._split.split_model import SplitModel, head_outputs, split_model
+from sklearn_relflat._split.split_model import (
+    SplitModel,
+    check_head,
+    head_outputs,
+    split_model,
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ class LocalRisk:
                 f"linear layer, to refit that layer, got {view.estimator_name} where "
                 f"something follows layer {last.layer!r}. Use refit='estimator'."
             )
+        check_head(split)
+        check_head(last)
         names = dict.fromkeys((split.layer, last.layer))
         layers = {name: find_layer(view, name) for name in names}
         features, outputs, targets, weight = _read(view, X, y, layers)
@@ -157,6 +165,13 @@ class LocalRisk:
         if is_linear:
             output_layer = OutputLayer.of(layers[last.layer], last.output_shape)
             entering = features[last.layer][:, :, 0]
+            if not agree(output_layer(entering).to(view.dtype), outputs.to(view.dtype)):
+                raise ValueError(
+                    f"Expected raw outputs of {view.estimator_name} that are those of "
+                    f"layer {last.layer!r} for every sample, as for the first ones, "
+                    "got others: what lies behind it acts on some samples only. Choose "
+                    "a hidden layer and refit='estimator'."
+                )
             data = OutputData(entering, targets, weight, view.loss)
         return cls(
             view=view,
@@ -323,6 +338,8 @@ def _read(
     parts = []
     with view.measuring(), capture(view, layers, differentiable=False) as seen:
         for batch in view.batches(X, y):
+            if batch.start == 0:
+                view.check_loss(batch)
             lin = Linearization(view, batch, seen, layers)
             features = [columns_of(lin.calls[name]) for name in layers]
             found = [*features, lin.wide_outputs, lin.targets, lin.weight]
@@ -348,6 +365,6 @@ def _replaced(layer: WeightLayer, other: OutputLayer) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in layer.modules:
-            handle = module.register_forward_hook(hook, with_kwargs=True)
+            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield

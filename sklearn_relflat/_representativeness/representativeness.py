@@ -1,5 +1,6 @@
 """How well a sample and its local densities stand for the data they come from."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -10,6 +11,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
+from skorch import NeuralNet
+from torch import nn
 from torch.utils.data import Dataset
 
 from sklearn_relflat._density.kernel_density import VariableKernelDensity
@@ -385,11 +388,58 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
 
 
 def check_refit(estimator: Any, refit: str | None) -> None:
-    """Raise where a frozen estimator is to be refitted."""
-    if refit == "estimator" and isinstance(estimator, FrozenEstimator):
+    """Raise where an estimator cannot be refitted from the start.
+
+    Parameters
+    ----------
+    estimator : estimator
+        What is to be refitted.
+    refit : {"head", "estimator"} or None
+        Only with "estimator" the whole model is trained again.
+
+    Raises
+    ------
+    ValueError
+        If it is frozen, or its clones would begin with trained weights.
+    """
+    if refit != "estimator":
+        return
+    if isinstance(estimator, FrozenEstimator):
         raise ValueError(
             "Expected an estimator that can be refitted, for refit='estimator', got a "
             f"FrozenEstimator of {type(estimator.estimator).__name__}. Pass the "
             "estimator without FrozenEstimator, or use refit='head', which refits its "
             "output layer only."
         )
+    for net in _nets(estimator):
+        trained = sorted(
+            name
+            for name, value in net.get_params(deep=False).items()
+            if isinstance(value, nn.Module)
+            and any(True for _ in value.parameters())
+            and net.initialized_
+        )
+        if trained:
+            raise ValueError(
+                f"Expected a net that can be trained again from the start, got "
+                f"{type(net).__name__} with the instance of a module as "
+                f"{', '.join(trained)}: its clones keep the weights that it was "
+                "trained to, on the samples to be held out as well. Pass the class of "
+                "the module, with its arguments as module__..., or use refit='head'."
+            )
+
+
+def _nets(estimator: Any) -> Iterator[NeuralNet]:
+    """Yield the skorch nets in an estimator, at any depth."""
+    if isinstance(estimator, NeuralNet):
+        yield estimator
+        return
+    inner = estimator.get_params(deep=True) if hasattr(estimator, "get_params") else {}
+    for value in inner.values():
+        if isinstance(value, NeuralNet):
+            yield value
+    # A fitted pipeline or search may hold trained nets whose parts are its own.
+    for name in ("steps", "transformers"):
+        for part in getattr(estimator, name, None) or ():
+            if not isinstance(part[1], NeuralNet) and hasattr(part[1], "get_params"):
+                yield from _nets(part[1])

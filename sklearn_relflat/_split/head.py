@@ -32,8 +32,8 @@ from sklearn_relflat._curvature.linearization import (
 )
 from sklearn_relflat._curvature.problem import Problem
 from sklearn_relflat._data.batches import Batch
-from sklearn_relflat._data.inputs import map_tree
-from sklearn_relflat._layers.capture import capture
+from sklearn_relflat._data.inputs import own_copy
+from sklearn_relflat._layers.capture import capture, is_output
 from sklearn_relflat._layers.layers import WeightLayer
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._measures.weight_space import WeightSpace
@@ -252,9 +252,7 @@ class NetworkHead(Head):
 
     def _fresh_inputs(self) -> Any:
         """Copy of the inputs: the module may work in place on them."""
-        return map_tree(
-            lambda x: x.clone() if isinstance(x, Tensor) else x, self._inputs
-        )
+        return own_copy(self._inputs)
 
     def _run(self, weight: Tensor) -> Tensor:
         """Raw outputs with another weight of the layer, wide."""
@@ -327,8 +325,12 @@ def make_head(problem: Problem, batch: Batch) -> Head:
         An `OutputHead` where the layer's preactivations are the raw outputs.
     """
     (name,) = problem.layers
-    is_last = problem.plan.output_layer == name
-    return (OutputHead if is_last else NetworkHead)(problem, batch)
+    if problem.plan.output_layer == name:
+        head = OutputHead(problem, batch)
+        # The look has seen a few samples of the first batch only.
+        if is_output(head.lin.calls[name][0], head.lin.outputs):
+            return head
+    return NetworkHead(problem, batch)
 
 
 def _gradient(

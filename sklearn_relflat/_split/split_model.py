@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sklearn_relflat._curvature.linearization import columns_of
 from sklearn_relflat._data.inputs import leaves, map_tree
-from sklearn_relflat._layers.capture import capture, check_calls, is_output
+from sklearn_relflat._layers.capture import LayerCall, capture, check_calls, is_output
 from sklearn_relflat._layers.layers import WeightLayer, find_layer, weight_layers
+from sklearn_relflat._layers.own_forward import agree
 from sklearn_relflat._models.torch_model import TorchModel
 
 # Rows of features that the head runs on at once.
@@ -36,6 +37,8 @@ class SplitModel:
     template : Tensor, dict or list
         Two inputs to run a head on that does not depend on them; None if there is no
         head to run.
+    reason : str or None
+        Why the head cannot be run on features, if it cannot.
     """
 
     layer: str
@@ -44,6 +47,7 @@ class SplitModel:
     is_output: bool
     output_shape: tuple[int, ...]
     template: Any = None
+    reason: str | None = None
 
     @property
     def n_columns(self) -> int:
@@ -92,11 +96,56 @@ def split_model(view: TorchModel, X: Any, layer: str | None) -> SplitModel:
         check_calls(seen, layers, batch.n_samples)
         calls = seen[name]
         is_last = len(calls) == 1 and is_output(calls[0], outputs)
+        reason = _not_affine(calls)
         _, n_features, n_positions = columns_of(calls).shape
     template = None if is_last else _template(batch.inputs)
-    return SplitModel(
-        name, n_features, n_positions, is_last, tuple(outputs.shape[1:]), template
-    )
+    shape = tuple(outputs.shape[1:])
+    return SplitModel(name, n_features, n_positions, is_last, shape, template, reason)
+
+
+def _own_bias(module: nn.Module) -> Tensor | None:
+    """Bias of a module: modules that share a weight need not share it."""
+    bias: Any = getattr(module, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _not_affine(calls: list[LayerCall]) -> str | None:
+    """Why the preactivations are not weight @ features + bias, or None."""
+    for call in calls:
+        module: Any = call.module
+        found = call.rows(call.preactivations.detach())
+        expected = module.weight.detach().flatten(1) @ call.columns()
+        bias = _own_bias(module)
+        if bias is not None:
+            expected = expected + bias[:, None]
+        if not agree(found, expected):
+            return (
+                f"what {type(module).__name__} returns is not weight @ features + bias "
+                "(it normalises, masks or adapts its weight, or adds to the product), "
+                "so that the head cannot be run on features alone"
+            )
+    return None
+
+
+def check_head(split: SplitModel) -> None:
+    """Raise where the head behind a layer cannot be run on features.
+
+    Parameters
+    ----------
+    split : SplitModel
+        The place of the layer.
+
+    Raises
+    ------
+    ValueError
+        Saying why.
+    """
+    if split.reason is not None:
+        raise ValueError(
+            f"Expected a layer that computes weight @ features + bias, got "
+            f"{split.layer!r}: {split.reason}. Choose another layer; transform works "
+            "for this one."
+        )
 
 
 def _template(inputs: Any) -> Any:
@@ -151,20 +200,26 @@ def layer_features(view: TorchModel, split: SplitModel, X: Any) -> np.ndarray:
 # ---------------------------------------------------------------------------
 @contextmanager
 def _preactivations_replaced(layer: WeightLayer, rows: Tensor) -> Iterator[None]:
-    """Replace what a layer returns in one forward pass by (n, d, P) over its calls."""
+    """Replace the products w Phi of a layer in one forward pass by (n, d, P)."""
     # Replacing preactivations rather than inputs lets the overlapping patches of a
-    # convolution hold different values; w Phi + b is defined for them.
+    # convolution hold different values; w Phi + b is defined for them, with the bias of
+    # the module that is called.
     position = 0
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         nonlocal position
         start = position
         position += layer.kind.rows(module, output).shape[2]
-        return layer.kind.unrows(module, rows[:, :, start:position], output)
+        own, bias = rows[:, :, start:position], _own_bias(module)
+        if bias is not None:
+            own = own + bias[:, None]
+        return layer.kind.unrows(module, own, output)
 
     with ExitStack() as stack:
         for module in layer.modules:
-            stack.callback(module.register_forward_hook(hook).remove)
+            # Before the user's own hooks, which belong to the head.
+            handle = module.register_forward_hook(hook, prepend=True)
+            stack.callback(handle.remove)
         yield
     if position != rows.shape[2]:
         raise ValueError(
@@ -196,13 +251,14 @@ def head_outputs(view: TorchModel, split: SplitModel, Z: np.ndarray) -> Tensor:
     ValueError
         If the head depends on the model's input by another way than the layer.
     """
+    check_head(split)
     layer = find_layer(view, split.layer)
     phi = torch.as_tensor(Z, dtype=view.dtype, device=view.device)
     phi = phi.reshape(len(Z), split.n_features, split.n_positions)
     rows = layer.weight @ phi
-    if layer.bias is not None:
-        rows = rows + layer.bias[:, None]
     if split.is_output:
+        if layer.bias is not None:
+            rows = rows + layer.bias[:, None]
         return rows.reshape(len(rows), *split.output_shape)
     with torch.no_grad(), view.measuring():
         parts = [

@@ -38,7 +38,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from skorch import (
     NeuralNet,
     NeuralNetBinaryClassifier,
@@ -361,11 +361,15 @@ def test_class_weight_multiplies_the_sample_weight(class_weight):
     model = LogisticRegression(class_weight=class_weight).fit(X[:-4], LABELS[:-4])
     own = compute_sample_weight(class_weight, LABELS)
     weight = RNG.uniform(size=N)
+    of_class = compute_class_weight(
+        class_weight, classes=model.classes_, y=LABELS, sample_weight=weight
+    )
+    weighted = of_class[np.searchsorted(model.classes_, LABELS)]
     view = as_torch_model(model)
     (batch,) = view.batches(X, LABELS)
     np.testing.assert_allclose(batch.sample_weight, own)
     (batch,) = view.batches(X, LABELS, weight)
-    np.testing.assert_allclose(batch.sample_weight, own * weight)
+    np.testing.assert_allclose(batch.sample_weight, weighted * weight)
     (batch,) = as_torch_model(model, loss="cross_entropy").batches(X, LABELS)
     assert batch.sample_weight is None
 
