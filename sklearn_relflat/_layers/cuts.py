@@ -148,6 +148,7 @@ def _disturbed(tensor: Tensor) -> Tensor:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     with torch.no_grad():
-        pattern = torch.arange(tensor.numel(), device=tensor.device) * 2.399963
-        step = pattern.sin().to(tensor.dtype).reshape(tensor.shape)
+        # A scalar has to move, too.
+        pattern = torch.arange(1, tensor.numel() + 1, device=tensor.device)
+        step = (pattern * 2.399963).sin().to(tensor.dtype).reshape(tensor.shape)
         return tensor + 0.01 * step * (tensor.abs() + tensor.abs().mean())

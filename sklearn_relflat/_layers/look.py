@@ -346,10 +346,20 @@ class _Run:
     # -----------------------------------------------------------------------
     def coupled(self, layers: dict[str, WeightLayer]) -> dict[str, str]:
         """Why layers see samples in another order or company, by name."""
-        row = len(self.rows) - 1
-        with capture(self.view, layers, differentiable=False, whole_graph=True) as seen:
+        reasons: dict[str, str] = {}
+        # The largest of a batch, say, may be the same alone: two samples cannot be it.
+        for row in (0, len(self.rows) - 1):
+            reasons |= self._coupled_row(row, layers)
+        return reasons
+
+    def _coupled_row(self, row: int, layers: dict[str, WeightLayer]) -> dict[str, str]:
+        """Why layers see one of the samples otherwise than alone, by name."""
+        with (
+            capture(self.view, layers, differentiable=False, whole_graph=True) as seen,
+            torch.no_grad(),
+        ):
             alone = self.view.outputs(self._first.take([self.rows[row]]).inputs)
-            if not agree(alone.detach(), self.outputs.detach()[row : row + 1]):
+            if not agree(alone, self.outputs.detach()[row : row + 1]):
                 self._refuse_outputs()
             reasons = dict(refused_calls(seen, layers, 1))
             for name in layers:

@@ -86,6 +86,26 @@ def first_output(output: Any) -> Tensor:
     return output
 
 
+def with_samples(outputs: Tensor, n_samples: int) -> Tensor:
+    """Give outputs back the sample that a squeeze takes from a batch of one.
+
+    Parameters
+    ----------
+    outputs : Tensor
+        Raw outputs.
+    n_samples : int
+        Number of samples in the batch.
+
+    Returns
+    -------
+    outputs : Tensor of shape (n_samples, ...)
+        Where a batch of one has lost its dimension, with it.
+    """
+    if outputs.dim() == 0 or (len(outputs) != 1 and n_samples == 1):
+        return outputs[None]
+    return outputs
+
+
 class _Recorder(TorchFunctionMode):
     """Remember what entered each call of a link function."""
 

@@ -15,7 +15,7 @@ from sklearn_relflat._data.batches import Batch, BatchSource
 from sklearn_relflat._data.inputs import is_finite, leaves, moderate_weights, n_rows
 from sklearn_relflat._data.random_states import RandomStates
 from sklearn_relflat._losses.table import Loss
-from sklearn_relflat._models.links import first_output, logits_of
+from sklearn_relflat._models.links import first_output, logits_of, with_samples
 from sklearn_relflat._models.plain_math import PlainMath
 from sklearn_relflat._models.state import plain_evaluation, preserved
 from sklearn_relflat._models.trained_loss import TrainedLoss
@@ -163,9 +163,8 @@ class TorchModel:
                 outputs = first_output(self.forward(inputs))
             else:
                 outputs = logits_of(self.link, lambda: self.forward(inputs))
-        if outputs.dim() == 0 or (len(outputs) != 1 and n_rows(inputs) == 1):
-            # A module that squeezes its outputs loses the sample of a batch of one.
-            return outputs[None]
+        if outputs.dim() == 0 or len(outputs) != 1:
+            return with_samples(outputs, n_rows(inputs))
         return outputs
 
     @contextmanager

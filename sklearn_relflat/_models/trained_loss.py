@@ -16,7 +16,7 @@ from torch import Tensor
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._losses.base import Loss
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
-from sklearn_relflat._models.links import logits_of
+from sklearn_relflat._models.links import logits_of, with_samples
 
 _OWN_PACKAGES = ("skorch.", "sklearn_relflat.")
 
@@ -79,8 +79,9 @@ class TrainedLoss:
         with torch.no_grad():
             raw = self._net.infer(batch.take([*range(batch.n_samples)]).inputs)
         parts = list(raw) if isinstance(raw, tuple | list) else [raw]
-        first, y = parts[0], batch.y
-        assert y is not None
+        first, targets = parts[0], batch.y
+        assert targets is not None
+        y = targets
         if y.is_floating_point() and y.numel() == first.numel():
             y = y.reshape(first.shape)
         leaves = [
@@ -104,7 +105,8 @@ class TrainedLoss:
         outputs = first
         if self._link is not None:
             outputs = logits_of(self._link, lambda: first)
-        ours, slope = _risk(loss, outputs.double(), y)
+        n_samples = batch.n_samples
+        ours, slope = _risk(loss, with_samples(outputs.double(), n_samples), targets)
         if not torch.allclose(value.detach().double(), ours, rtol=1e-3, atol=1e-6):
             return (
                 f"it is {value.item():.6g} on {batch.n_samples} samples, where "
@@ -117,7 +119,7 @@ class TrainedLoss:
         own = torch.zeros_like(first) if found[0] is None else found[0]
         size = float(slope.abs().max()) + 1e-12
         if self._link is None and not torch.allclose(
-            own.double(), slope, rtol=1e-3, atol=1e-3 * size
+            with_samples(own.double(), n_samples), slope, rtol=1e-3, atol=1e-3 * size
         ):
             return f"its derivative is not that of {loss.name!r} of the first output"
         return None

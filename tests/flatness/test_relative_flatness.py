@@ -391,8 +391,8 @@ def test_layerwise_takes_all_layers_in_one_pass():
     table = layerwise_relative_flatness(net, X, y)
     handle.remove()
     assert list(table) == ["0", "2", "4"]
-    # A look at three samples and at one of them alone, then every sample once.
-    assert sizes == [3, 1, 4, 4, 3]
+    # A look at three samples and at two of them alone, then every sample once.
+    assert sizes == [3, 1, 1, 4, 4, 3]
 
 
 # ---------------------------------------------------------------------------
