@@ -50,8 +50,9 @@ class FormSums:
         Sum of weight times per-sample value (mean over the draws of this pass).
     weight, square_weight, weighted, squares : float
         Sums of s, s^2, s^2 q and s^2 q^2: the spread over samples.
-    draw_variance : float
-        Estimated variance of `total` for a single draw, from pairs of draws.
+    draw_variance, draw_fourth : float
+        Estimated variance of `total` for a single draw, from pairs of draws, and the
+        sum of the squares of the samples' parts of it.
     values : list of Tensor
         Per-sample values, if asked for.
     """
@@ -62,6 +63,7 @@ class FormSums:
     weighted: float = 0.0
     squares: float = 0.0
     draw_variance: float = 0.0
+    draw_fourth: float = 0.0
     values: list[Tensor] = field(default_factory=list)
 
     def add(
@@ -72,6 +74,7 @@ class FormSums:
         weighted: float,
         squares: float,
         draw_variance: float,
+        draw_fourth: float,
     ) -> None:
         """Add the sums of one chunk."""
         self.total += total
@@ -80,6 +83,7 @@ class FormSums:
         self.weighted += weighted
         self.squares += squares
         self.draw_variance += draw_variance
+        self.draw_fourth += draw_fourth
 
 
 @dataclass
@@ -112,18 +116,15 @@ class RiskSums:
         self.add_risk(lin)
         weight, square = lin.weight, lin.weight.square()
         means = draws.mean(0)
-        variances = (
-            (draws.var(0) * square).sum(1)
-            if len(draws) > 1
-            else means.new_zeros(len(means))
-        )
+        variances = draws.var(0) * square if len(draws) > 1 else torch.zeros_like(means)
         table = [
             (means * weight).sum(1),
             weight.sum().expand(len(means)),
             square.sum().expand(len(means)),
             (means * square).sum(1),
             (means.square() * square).sum(1),
-            variances,
+            variances.sum(1),
+            variances.square().sum(1),
         ]
         for sums, row in zip(self.forms, torch.stack(table, 1).tolist(), strict=True):
             sums.add(*row)

@@ -375,12 +375,12 @@ def _measure(
             settings = Settings(
                 options.curvature, options.method, options.rtol, options.per_sample
             )
-            estimate = FormEstimator(
+            estimates = FormEstimator(
                 view, source, forms, problem.plan, settings, generator
             ).evaluate()
             results = {
-                form.layer.name: _result(view, form, estimate, i, scales, options)
-                for i, form in enumerate(forms)
+                form.layer.name: _result(view, form, estimate, scales, options)
+                for form, estimate in zip(forms, estimates, strict=True)
             }
         return LayerwiseRelativeFlatness(results, problem.refusals)
 
@@ -401,7 +401,6 @@ def _result(
     view: TorchModel,
     form: QuadraticForm,
     estimate: Estimate,
-    i: int,
     scales: dict[str, Tensor],
     options: _Options,
 ) -> RelativeFlatness:
@@ -410,16 +409,16 @@ def _result(
     denominator = denominator_of(view, sums)
     penalty = _penalty(layer, scales.get(layer.name), options.weight_decay)
     per_sample = None
-    if options.per_sample:
-        values = estimate.values[i].cpu().numpy()
+    if estimate.values is not None:
+        values = estimate.values.cpu().numpy()
         per_sample = values * (len(values) / denominator) + penalty
     return _make_result(
         view,
         layer,
         sums,
         options,
-        value=estimate.totals[i] / denominator + penalty,
-        stderr=math.sqrt(estimate.variances[i]) / denominator,
+        value=estimate.total / denominator + penalty,
+        stderr=estimate.stderr / denominator,
         method=estimate.method,
         per_sample=per_sample,
     )

@@ -151,4 +151,5 @@ def _disturbed(tensor: Tensor) -> Tensor:
         # A scalar has to move, too.
         pattern = torch.arange(1, tensor.numel() + 1, device=tensor.device)
         step = (pattern * 2.399963).sin().to(tensor.dtype).reshape(tensor.shape)
-        return tensor + 0.01 * step * (tensor.abs() + tensor.abs().mean())
+        scale = tensor.abs().mean()
+        return tensor + 0.01 * step * (tensor.abs() + torch.where(scale > 0, scale, 1))

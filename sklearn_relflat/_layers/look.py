@@ -47,6 +47,9 @@ from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.draws import draws_noted
 from sklearn_relflat._models.torch_model import TorchModel
 
+# Samples that a look takes at the least, if there are so many.
+_MIN_SAMPLES = 3
+
 
 @dataclass(frozen=True)
 class Look:
@@ -182,23 +185,48 @@ def look_at(
     ValueError
         If the forward pass is random, or the model couples samples in its outputs.
     """
-    first = next(iter(source))
-    rows = tuple(sorted({0, first.n_samples // 2, first.n_samples - 1}))
     modules = [module for layer in layers.values() for module in layer.modules]
+    look: Look | None = None
+    n_seen = 0
     with differentiable(modules):
-        run = _Run(view, first, rows, layers)
-        chosen = layers
-        if last_only:
-            chosen = {name: layers[name] for name in [*run.seen.calls][-1:]}
-        refusals = dict(refused_calls(run.seen, chosen, len(rows)))
-        for name, layer in chosen.items():
-            reason = None if name in refusals else run.fault_of(layer)
-            if reason is not None:
-                refusals[name] = reason
-        sound = [name for name in chosen if name not in refusals]
-        if len(rows) > 1:
-            refusals |= run.coupled({name: chosen[name] for name in sound})
-        return _summary(run, chosen, refusals)
+        for batch in source:
+            found = _look_at_batch(view, batch, layers, last_only=last_only)
+            if look is None:
+                look = found
+            else:
+                look.refusals.update(found.refusals)
+            n_seen += len(found.rows)
+            # Batches of one or two samples show little each.
+            if n_seen >= _MIN_SAMPLES:
+                break
+    assert look is not None
+    return look
+
+
+def _look_at_batch(
+    view: TorchModel,
+    batch: Batch,
+    layers: dict[str, WeightLayer],
+    *,
+    last_only: bool,
+) -> Look:
+    """Look at a few samples of one batch."""
+    rows = tuple(sorted({0, batch.n_samples // 2, batch.n_samples - 1}))
+    run = _Run(view, batch, rows, layers)
+    chosen = layers
+    if last_only:
+        chosen = {name: layers[name] for name in [*run.seen.calls][-1:]}
+    refusals = dict(refused_calls(run.seen, chosen, len(rows)))
+    for name, layer in chosen.items():
+        reason = None if name in refusals else run.fault_of(layer)
+        if reason is not None:
+            refusals[name] = reason
+    refusals |= run.coupled(
+        {name: layer for name, layer in chosen.items() if name not in refusals}
+    )
+    if view.draws:
+        run.check_repeatable()
+    return _summary(run, chosen, refusals)
 
 
 def _summary(
@@ -348,7 +376,7 @@ class _Run:
         """Why layers see samples in another order or company, by name."""
         reasons: dict[str, str] = {}
         # The largest of a batch, say, may be the same alone: two samples cannot be it.
-        for row in (0, len(self.rows) - 1):
+        for row in sorted({0, len(self.rows) - 1}):
             reasons |= self._coupled_row(row, layers)
         return reasons
 
@@ -370,6 +398,18 @@ class _Run:
                 ):
                     reasons[name] = _COUPLED.format(what=f"features of layer {name!r}")
         return reasons
+
+    def check_repeatable(self) -> None:
+        """Raise where the whole batch has other outputs the second time."""
+        everything = [*range(self._first.n_samples)]
+        with torch.no_grad():
+            once, twice = (
+                self.view.outputs(self._first.take(everything).inputs) for _ in range(2)
+            )
+        if not agree(once, twice):
+            raise ValueError(
+                _message(f"outputs of {self.view.estimator_name}", _RANDOM)
+            )
 
     def _refuse_outputs(self) -> None:
         """Say why outputs of a sample differ: chance, or the other samples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,15 +161,7 @@ def form_values(
             )
     if not rtol >= 0:
         raise ValueError(f"Expected rtol to be a number of at least 0, got {rtol!r}.")
-    if len(forms) > 1 and {f.layer.name for f in forms} == {problem.plan.output_layer}:
-        # Each in closed form: several cheap passes instead of one with derivatives.
-        options = {"curvature": curvature, "method": method}
-        return [
-            value
-            for form in forms
-            for value in form_values(problem, [form], **options, rtol=rtol)
-        ]
-    estimate = FormEstimator(
+    estimates = FormEstimator(
         problem.view,
         problem.source,
         forms,
@@ -178,15 +169,15 @@ def form_values(
         Settings(curvature, method, rtol),
         problem.generator(),
     ).evaluate()
-    scale = problem.denominator(estimate.sums.denominator)
+    scale = problem.denominator(estimates[0].sums.denominator)
     return [
         FormValue(
-            total / scale,
-            math.sqrt(variance) / scale,
+            estimate.total / scale,
+            estimate.stderr / scale,
             estimate.method,
             estimate.sums.loss / scale,
         )
-        for total, variance in zip(estimate.totals, estimate.variances, strict=True)
+        for estimate in estimates
     ]
 
 

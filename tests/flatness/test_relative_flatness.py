@@ -342,9 +342,12 @@ def test_a_loss_that_overflows_names_its_sample_among_joined_batches():
 
 @pytest.mark.parametrize("case_id", ["tanh", "conv2d"])
 def test_further_passes_of_sampling_keep_the_gradient_of_the_first(case_id):
-    options = {"method": "sampled", "random_state": 0}
-    once = measure(case_id, "0", rtol=10.0, **options)
-    often = measure(case_id, "0", rtol=0.0, **options)
+    case = BY_ID[case_id]
+    net, (X, y) = case.fitted(batch_size=-1), case.data(n=120)
+    options = {"layer": "0", "method": "sampled", "random_state": 0}
+    once = relative_flatness(net, X, y, rtol=np.inf, **options)
+    often = relative_flatness(net, X, y, rtol=0.0, **options)
+    assert (once.method, often.method) == ("sampled", "sampled")
     assert often.gradient_norm == once.gradient_norm
     assert often.mean_loss == once.mean_loss
     assert often.value != once.value
@@ -557,9 +560,40 @@ def test_coverage_of_the_confidence_interval(case_id, layer, draws):
 
 
 def test_sampling_stops_at_rtol():
-    loose = measure("conv2d", "3", method="sampled", rtol=10.0, random_state=0)
-    tight = measure("conv2d", "3", method="sampled", rtol=0.0, random_state=0)
+    case = BY_ID["conv2d"]
+    net, (X, y) = case.fitted(batch_size=-1), case.data(n=120)
+    loose, tight = (
+        relative_flatness(
+            net, X, y, layer="3", method="sampled", rtol=rtol, random_state=0
+        )
+        for rtol in (np.inf, 0.0)
+    )
     assert 0 < tight.stderr < loose.stderr
+
+
+def test_few_samples_are_not_sampled():
+    # Two equal draws would tell an error of zero.
+    case = BY_ID["relu"]
+    net, (X, y) = case.fitted(), case.data(n=2)
+    exact = relative_flatness(net, X, y, layer="0", method="exact")
+    for seed in range(10):
+        result = relative_flatness(
+            net, X, y, layer="0", method="sampled", rtol=0.1, random_state=seed
+        )
+        assert (result.method, result.stderr) == ("exact", 0.0)
+        assert result.value == pytest.approx(exact.value, rel=1e-12)
+
+
+def test_a_sample_that_outweighs_the_others_is_not_sampled():
+    case = BY_ID["relu"]
+    net, (X, y) = case.fitted(batch_size=-1), case.data(n=60)
+    options = {"layer": "0", "sample_weight": np.r_[1e8, np.ones(59)]}
+    exact = relative_flatness(net, X, y, method="exact", **options)
+    result = relative_flatness(
+        net, X, y, method="sampled", rtol=0.1, random_state=0, **options
+    )
+    assert result.value == pytest.approx(exact.value, rel=1e-12)
+    assert result.stderr == 0.0
 
 
 def test_sampled_per_sample_values_average_to_the_value():

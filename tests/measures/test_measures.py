@@ -121,11 +121,12 @@ def test_single_precision(name):
 def test_sampled_trace():
     """Within four standard errors, and closer with a smaller rtol."""
     case = BY_ID["tanh"]
-    exact = float(torch.trace(hessian("tanh", ("2",))))
+    net, (X, y) = case.fitted(batch_size=-1), case.data(n=300)
+    exact = hessian_trace(net, X, y, layer="2", method="exact").value
     errors = []
     for seed in range(20):
         result = hessian_trace(
-            case.fitted(), *case.data(), layer="2", method="sampled", random_state=seed
+            net, X, y, layer="2", method="sampled", rtol=0.1, random_state=seed
         )
         assert result.method == "sampled"
         errors.append((result.value - exact) / result.stderr)
@@ -447,7 +448,10 @@ def test_result():
     several = weight_norm(net, X, layer=["0", "2"])
     assert several.layer == "0+2"
     assert "all layers" in repr(weight_norm(net, X, layer="all"))
-    sampled = hessian_trace(net, X, y, layer="2", method="sampled", random_state=0)
+    net, (X, y) = case.fitted(batch_size=-1), case.data(n=120)
+    sampled = hessian_trace(
+        net, X, y, layer="2", method="sampled", rtol=np.inf, random_state=0
+    )
     assert "+-" in repr(sampled)
 
 
