@@ -109,7 +109,7 @@ def plan_layers(
     """
     known = weight_layers(view)
     unsupported = unsupported_layers(view)
-    if not known:
+    if not known and trusted:
         raise TypeError(
             f"{view.estimator_name} has no weight layer that can be measured. "
             f"Found: {unsupported}."
@@ -119,10 +119,19 @@ def plan_layers(
         layers = known
     elif list(names) == [None] and view.default_layer is None:
         look = look_at(view, source, known, last_only=True)
+        if not known:
+            raise TypeError(
+                f"{view.estimator_name} has no output layer of a kind that is known "
+                f"({unsupported}). Name a layer, a parameter, or all of them."
+            )
         name = look.order[-1] if look.order else next(iter(known))
         layers = {name: known[name]}
     else:
         wanted = [view.default_layer if name is None else name for name in names]
+        if not trusted:
+            # Of measures in parameters, which need no layer of a known kind.
+            aliases = {alias for layer in known.values() for alias in layer.aliases}
+            wanted = [name for name in wanted if name in aliases]
         layers = {
             layer.name: layer for layer in (find_layer(view, n, known) for n in wanted)
         }

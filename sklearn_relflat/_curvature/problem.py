@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +17,10 @@ from sklearn_relflat._curvature.linearization import loss_terms, wide
 from sklearn_relflat._curvature.plan import Plan, plan_layers
 from sklearn_relflat._data.batches import Batch, BatchSource, chunks
 from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._layers.names import ALL_LAYERS, layer_names
+from sklearn_relflat._layers.weights import Weights, chosen_weights
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.view import as_torch_model
-
-#: What ``layer`` is called when all weight layers are measured together.
-ALL_LAYERS = "all"
 
 
 class CountedBatches(BatchSource):
@@ -78,6 +77,8 @@ class Problem:
         Whether the user's y held one value per sample.
     refusals : dict of str to str
         Why a layer cannot be read as w Phi + b of a weight used only there, by name.
+    weights : dict of str to dict of str to Parameter
+        Weights as parameters, by the names of layers and their own.
     """
 
     view: TorchModel
@@ -89,6 +90,7 @@ class Problem:
     kind: str | None
     single_label: bool
     refusals: dict[str, str]
+    weights: dict[str, Weights]
 
     def generator(self) -> torch.Generator:
         """Make a generator; every call gives the same numbers again."""
@@ -101,8 +103,18 @@ class Problem:
 
     @property
     def n_weights(self) -> int:
-        """Number of weights in the layers."""
-        return sum(layer.weight.numel() for layer in self.layers.values())
+        """Number of weights."""
+        return sum(
+            sum(p.numel() for p in part.values())
+            # One that is computed from other parameters.
+            or self.layers[name].weight.numel()
+            for name, part in self.weights.items()
+        )
+
+    @property
+    def forms_suffice(self) -> bool:
+        """Whether all weights are those of layers that are what they claim."""
+        return set(self.weights) <= set(self.layers) - set(self.refusals)
 
     def denominator(self, total: float) -> float:
         """Return what sums over samples are divided by, as the criterion defines."""
@@ -118,8 +130,14 @@ class Problem:
 
     def narrowed(self, layer: str) -> Problem:
         """Keep one of the layers, or "all" of them."""
-        chosen = self.layers if layer == ALL_LAYERS else {layer: self.layers[layer]}
-        return replace(self, layers=chosen, label=layer)
+        if layer == ALL_LAYERS:
+            return replace(self, label=layer)
+        return replace(
+            self,
+            layers={k: v for k, v in self.layers.items() if k == layer},
+            weights={layer: self.weights[layer]},
+            label=layer,
+        )
 
 
 @contextmanager
@@ -128,7 +146,7 @@ def open_problem(
     X: Any,
     y: Any,
     *,
-    layer: str | Sequence[str | None] | None,
+    layer: Any,
     loss: Any,
     sample_weight: Any,
     random_state: Any = None,
@@ -166,14 +184,7 @@ def open_problem(
     """
     view = as_torch_model(estimator, loss=loss)
     source = CountedBatches(view.batches(X, y, sample_weight))
-    if layer == ALL_LAYERS:
-        names: Sequence[str | None] | None = None
-    elif layer is None or isinstance(layer, str):
-        names = [layer]
-    else:
-        names = list(layer)
-        if not names:
-            raise ValueError('Expected a layer, several or "all", got an empty list.')
+    names = layer_names(layer, "layer")
     kind = next(
         (
             kind
@@ -189,16 +200,25 @@ def open_problem(
         if view.trained is not None:
             view.check_loss(next(iter(source)))
         layers, plan, refusals = plan_layers(view, source, names, trusted=trusted)
+        # What a weight is called: as its layer, also where that has other names.
+        owner = {alias: own for own, lay in layers.items() for alias in lay.aliases}
+        chosen = None
+        if trusted or (names is not None and None in names):
+            chosen = list(layers)
+        elif names is not None:
+            chosen = [owner.get(str(name), str(name)) for name in names]
+        weights = {} if trusted else chosen_weights(view, chosen)
         yield Problem(
             view,
             source,
             layers,
-            ALL_LAYERS if names is None else "+".join(layers),
+            ALL_LAYERS if names is None else "+".join(chosen or []),
             plan,
             make_generator(random_state, view.device).initial_seed(),
             kind,
             y is not None and _is_column(y),
             refusals,
+            weights,
         )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,26 +19,21 @@ from sklearn_relflat._curvature.estimate import (
 from sklearn_relflat._curvature.feature_scales import feature_scales
 from sklearn_relflat._curvature.neuron_blocks import neuron_blocks
 from sklearn_relflat._curvature.plan import Plan
-from sklearn_relflat._curvature.problem import ALL_LAYERS, open_problem
+from sklearn_relflat._curvature.problem import open_problem
 from sklearn_relflat._curvature.quadratic_forms import (
     QuadraticForm,
     inverse_scale,
     weight_form,
 )
 from sklearn_relflat._curvature.sums import RiskSums
+from sklearn_relflat._flatness.options import Options
 from sklearn_relflat._flatness.result import (
     LayerwiseRelativeFlatness,
     RelativeFlatness,
 )
 from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._layers.names import ALL_LAYERS
 from sklearn_relflat._models.torch_model import TorchModel
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "curvature": ("hessian", "gauss_newton"),
-    "method": ("auto", "exact", "sampled"),
-    "normalize": (None, "std"),
-    "statistic": ("trace", "max_eigenvalue"),
-}
 
 
 def relative_flatness(
@@ -83,7 +77,8 @@ def relative_flatness(
         "auto" takes the cheapest exact route, and samples only where outputs or neurons
         are too many for that. "sampled" draws one random factor of the loss Hessian per
         sample and pass until `rtol` is met, with at most as many passes as the exact
-        route takes.
+        route takes. Where so few draws could not tell their error (very few samples, or
+        one that outweighs the others), it is exact and says so.
     normalize : {None, "std"}, default=None
         "std" divides the features by their standard deviations and multiplies the
         weight by them, which makes the measure invariant to neuron-wise rescaling
@@ -96,7 +91,8 @@ def relative_flatness(
         Coefficient c of a penalty c / 2 * ||w||^2 to count as part of the loss, as
         torch's optimizers do.
     rtol : float, default=0.01
-        Relative standard error at which sampling stops.
+        Relative standard error at which sampling stops; infinity stops after one draw,
+        whose error is the spread over the samples, an upper bound.
     per_sample : bool, default=False
         Whether to return the contribution of each sample.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -160,8 +156,8 @@ def relative_flatness(
         estimator,
         X,
         y,
-        [layer],
-        _Options(
+        _one_name(layer),
+        Options(
             loss=loss,
             curvature=curvature,
             method=method,
@@ -182,7 +178,7 @@ def layerwise_relative_flatness(
     X: Any,
     y: Any = None,
     *,
-    layers: Sequence[str] | None = None,
+    layers: Iterable[str] | None = None,
     loss: Any = None,
     curvature: str = "hessian",
     method: str = "auto",
@@ -204,7 +200,7 @@ def layerwise_relative_flatness(
         The sample.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
         Targets.
-    layers : sequence of str, default=None
+    layers : iterable of str, default=None
         Names of layers; None is every weight layer of the model that can be measured.
     loss : str, torch criterion or callable, default=None
         As in `relative_flatness`, like all parameters below.
@@ -271,8 +267,8 @@ def layerwise_relative_flatness(
         estimator,
         X,
         y,
-        layers,
-        _Options(
+        _several_names(layers),
+        Options(
             loss=loss,
             curvature=curvature,
             method=method,
@@ -287,65 +283,40 @@ def layerwise_relative_flatness(
     )
 
 
-@dataclass(frozen=True)
-class _Options:
-    """Keyword arguments of the public functions, checked."""
+def _one_name(layer: Any) -> Any:
+    """Name of one layer, or None for the output layer."""
+    if layer is not None and not isinstance(layer, str):
+        raise TypeError(
+            f"Expected layer to be the name of a layer or None, got {layer!r}. "
+            "layerwise_relative_flatness takes several."
+        )
+    # Of one layer alone, "all" is a name like any other.
+    return [layer] if layer == ALL_LAYERS else layer
 
-    loss: Any
-    curvature: str
-    method: str
-    normalize: str | None
-    statistic: str
-    weight_decay: float
-    rtol: float
-    per_sample: bool
-    sample_weight: Any
-    random_state: Any
 
-    def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(
-                    f"Expected {name} to be one of {list(allowed)}, got {value!r}."
-                )
-        for name in ("weight_decay", "rtol"):
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(
-                    f"Expected {name} to be a number of at least 0, got {value!r}."
-                )
-        if self.statistic == "max_eigenvalue":
-            if self.method == "sampled":
-                raise ValueError(
-                    'statistic="max_eigenvalue" is always exact, got method="sampled". '
-                    'Use method="auto".'
-                )
-            if self.per_sample:
-                raise ValueError(
-                    'statistic="max_eigenvalue" is no mean over samples, got '
-                    'per_sample=True. Use statistic="trace".'
-                )
+def _several_names(layers: Any) -> Any:
+    """Names of several layers."""
+    if isinstance(layers, str) and layers != ALL_LAYERS:
+        raise TypeError(
+            f"Expected layers to be a list of names, got the string {layers!r}. "
+            f"Pass [{layers!r}]."
+        )
+    return ALL_LAYERS if layers is None else layers
 
 
 def _measure(
     estimator: Any,
     X: Any,
     y: Any,
-    names: Sequence[str | None] | None,
-    options: _Options,
+    names: Any,
+    options: Options,
 ) -> LayerwiseRelativeFlatness:
     """Results by layer."""
-    if isinstance(names, str):
-        raise TypeError(
-            f"Expected layers to be a list of names, got the string {names!r}. "
-            f"Pass [{names!r}]."
-        )
     with open_problem(
         estimator,
         X,
         y,
-        layer=ALL_LAYERS if names is None else names,
+        layer=names,
         loss=options.loss,
         sample_weight=options.sample_weight,
         random_state=options.random_state,
@@ -402,7 +373,7 @@ def _result(
     form: QuadraticForm,
     estimate: Estimate,
     scales: dict[str, Tensor],
-    options: _Options,
+    options: Options,
 ) -> RelativeFlatness:
     """Public result of one form."""
     layer, sums = form.layer, estimate.sums
@@ -430,7 +401,7 @@ def _max_eigenvalue(
     layer: WeightLayer,
     plan: Plan,
     scale: Tensor | None,
-    options: _Options,
+    options: Options,
     generator: torch.Generator,
 ) -> RelativeFlatness:
     """kappa_max = sum_s ||w_s||^2 lambda_max(H_(s,s))."""
@@ -460,7 +431,7 @@ def _make_result(
     view: TorchModel,
     layer: WeightLayer,
     sums: RiskSums,
-    options: _Options,
+    options: Options,
     *,
     value: float,
     stderr: float,

@@ -69,7 +69,7 @@ def _weight_key(module: nn.Module) -> int:
     return id(module) if parameter is None else id(parameter)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """Strip the prefix from a module name that `torch.compile` adds to submodules."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
@@ -91,7 +91,7 @@ def weight_layers(view: TorchModel) -> dict[str, WeightLayer]:
     for name, module in view.module.named_modules():
         if layer_kind(module) is not None and refusal(module) is None:
             groups.setdefault(_weight_key(module), []).append(
-                (_plain_name(name), module)
+                (plain_name(name), module)
             )
     layers = {}
     for members in groups.values():
@@ -110,7 +110,7 @@ def unsupported_layers(view: TorchModel) -> dict[str, str]:
     for name, module in view.module.named_modules():
         reason = refusal(module)
         if reason is not None:
-            reasons[_plain_name(name)] = reason
+            reasons[plain_name(name)] = reason
     return reasons
 
 
@@ -191,7 +191,7 @@ def find_layer(
         )
     what = (
         "has no weight matrix"
-        if name in {_plain_name(n) for n, _ in view.module.named_modules()}
+        if name in {plain_name(n) for n, _ in view.module.named_modules()}
         else "does not exist"
     )
     raise ValueError(

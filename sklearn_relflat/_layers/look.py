@@ -73,6 +73,8 @@ class Look:
         What entered each call of the layers that were looked at.
     refusals : dict of str to str
         Why a layer cannot be measured, by its name.
+    cut : set of str
+        Those of them whose numbers leave torch's graph on their way to the outputs.
     """
 
     order: tuple[str, ...]
@@ -84,6 +86,7 @@ class Look:
     rows: tuple[int, ...]
     features: dict[str, list[Tensor]] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
 
     def check_batch(
         self, batch: Batch, outputs: Tensor, calls: dict[str, list[LayerCall]]
@@ -195,6 +198,7 @@ def look_at(
                 look = found
             else:
                 look.refusals.update(found.refusals)
+                look.cut.update(found.cut)
             n_seen += len(found.rows)
             # Batches of one or two samples show little each.
             if n_seen >= _MIN_SAMPLES:
@@ -256,6 +260,7 @@ def _summary(
             for name in sound
         },
         refusals=refusals,
+        cut=run.cut,
     )
 
 
@@ -274,6 +279,7 @@ class _Run:
         self._first = first
         self._layers = layers
         self.outputs, self.seen, self._cuts = self._forward()
+        self.cut: set[str] = set()
 
     def _forward(self, moved: str | None = None) -> tuple[Tensor, Capture, list[Cut]]:
         """Run the samples together, from the parameters on in the graph."""
@@ -292,6 +298,7 @@ class _Run:
         if layer.weight.is_complex():
             return "its weight is complex"
         if not all(call.preactivations.requires_grad for call in calls):
+            self.cut.add(layer.name)
             return (
                 "it is called where torch keeps no graph (torch.no_grad, "
                 "torch.inference_mode or a re-entrant checkpoint around it), so that "
@@ -305,6 +312,7 @@ class _Run:
         if any(layer.name in cut.layers for cut in self._cuts):
             reason = self._cut_behind(layer.name)
             if reason is not None:
+                self.cut.add(layer.name)
                 return reason
         try:
             accounted = self._accounts_for_gradient(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_relflat._curvature.feature_scales import feature_scales
-from sklearn_relflat._curvature.problem import ALL_LAYERS, Problem, open_problem
+from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._curvature.quadratic_forms import (
     QuadraticForm,
     identity_form,
     weight_form,
 )
 from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._layers.names import ALL_LAYERS, layer_names
 from sklearn_relflat._measures.badness import has_accuracy
 from sklearn_relflat._measures.by_name import MEASURES
 from sklearn_relflat._measures.hessian_trace import (
@@ -85,7 +87,24 @@ def measure_options(
             f"Expected measures to be some of {list(MEASURES)}, got {unknown!r}."
         )
     given = measures if isinstance(measures, Mapping) else {}
+    for name in given:
+        if not isinstance(given[name], Mapping):
+            raise TypeError(
+                f"Expected the options of {name!r} as a dict, got {given[name]!r}."
+            )
     options = {name: dict(given.get(name, {})) for name in names}
+    for name in set(_SINGLE) & set(options):
+        known = {
+            key
+            for key, parameter in inspect.signature(MEASURES[name]).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        } - {"layer", "loss", "sample_weight", "random_state"}
+        wrong = sorted(set(options[name]) - known)
+        if wrong:
+            raise ValueError(
+                f"Expected the options of {name!r} to be some of {sorted(known)}, got "
+                f"{wrong!r}."
+            )
     for name in set(_CURVATURE) & set(options):
         wrong = sorted(set(options[name]) - set(_CURVATURE_OPTIONS))
         if wrong:
@@ -137,6 +156,8 @@ def evaluate(
             f"Expected layers to be a list of names, got the string {layers!r}. "
             f"Pass [{layers!r}]."
         )
+    if layers is not None:
+        layers = [name or "" for name in layer_names(layers) or [ALL_LAYERS]]
     everything = layers is None or ALL_LAYERS in layers
     with open_problem(
         estimator,
@@ -146,6 +167,7 @@ def evaluate(
         loss=loss,
         sample_weight=sample_weight,
         random_state=random_state,
+        trusted=False,
     ) as problem:
         if automatic and not has_accuracy(problem):
             options = {k: v for k, v in options.items() if "pac_bayes" not in k}

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
-from sklearn_relflat._curvature.estimate import FormEstimator, Settings
+import numpy as np
+
+from sklearn_relflat._curvature.estimate import (
+    MAX_EXACT_PASSES,
+    FormEstimator,
+    Settings,
+    widening,
+)
 from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._curvature.quadratic_forms import QuadraticForm, identity_form
+from sklearn_relflat._layers.weights import Weights
 from sklearn_relflat._measures.measurement import Measurement, measured
+from sklearn_relflat._measures.weight_space import WeightSpace
+
+# Random directions before the error is looked at for the first time.
+_FIRST_PROBES = 16
 
 
 def hessian_trace(
@@ -35,10 +49,10 @@ def hessian_trace(
         The sample.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
         Targets; None only where X is a data set that carries them.
-    layer : str or sequence of str, default=None
-        Name of a layer, see `list_layers`; None is the output layer, "all" stands for
-        the weights of all layers together, a list for those of some. Biases are never
-        part of the trace.
+    layer : str or iterable of str, default=None
+        Name of a layer, of any kind, or of a parameter; None is the output layer, "all"
+        stands for all weights of the model together, several names for theirs. Weights
+        are parameters of two or more dimensions: biases are never part of the trace.
     loss : str, torch criterion or callable, default=None
         The loss; None is the one that the model was trained with.
     curvature : {"hessian", "gauss_newton"}, default="hessian"
@@ -58,7 +72,9 @@ def hessian_trace(
     result : Measurement
         The trace. For several layers it is the sum of their traces, the trace of the
         Hessian in their weights together; its standard error is then the sum of
-        theirs, an upper bound, because the layers share the random draws.
+        theirs, an upper bound, because the layers share the random draws. Weights whose
+        layers are no linear maps of a known kind take a Hessian-vector product each
+        (`method` is "columns"), or random ones if they are many ("hutchinson").
 
     See Also
     --------
@@ -91,6 +107,7 @@ def hessian_trace(
         loss=loss,
         sample_weight=sample_weight,
         random_state=random_state,
+        trusted=False,
     ) as problem:
         return trace_of(problem, curvature=curvature, method=method, rtol=rtol)
 
@@ -103,9 +120,63 @@ def trace_of(
     rtol: float = 0.01,
 ) -> Measurement:
     """Hessian trace of an open problem; see `hessian_trace`."""
-    forms = [identity_form(layer) for layer in problem.layers.values()]
-    parts = form_values(problem, forms, curvature=curvature, method=method, rtol=rtol)
+    check_options(curvature, method, rtol)
+    sound = [
+        layer
+        for name, layer in problem.layers.items()
+        if name in problem.weights and name not in problem.refusals
+    ]
+    options = {"curvature": curvature, "method": method}
+    forms = [identity_form(layer) for layer in sound]
+    parts = form_values(problem, forms, **options, rtol=rtol) if forms else []
+    known = {layer.name for layer in sound}
+    rest = {key: w for key, w in problem.weights.items() if key not in known}
+    if rest:
+        parts.append(_trace_in_parameters(problem, rest, **options, rtol=rtol))
     return sum_of_forms(problem, "hessian_trace", parts)
+
+
+def _trace_in_parameters(
+    problem: Problem,
+    weights: dict[str, Weights],
+    *,
+    curvature: str,
+    method: str,
+    rtol: float,
+) -> FormValue:
+    """Trace in weights of which it is not known what their layers compute."""
+    if curvature != "hessian":
+        raise ValueError(
+            f"Expected curvature='hessian' for the weights of {sorted(weights)}, whose "
+            f"layers are no linear maps that are known, got {curvature!r}. Choose "
+            "other layers, or take the Hessian."
+        )
+    space = WeightSpace(replace(problem, layers={}, weights=weights))
+    space.check_reached()
+    loss = space.risk(space.weights)
+    n = space.n_weights
+    if method != "sampled" and n <= MAX_EXACT_PASSES:
+        value = sum(
+            float(row @ space.to_array(space.hessian_product(space.from_array(row))))
+            for row in np.eye(n)
+        )
+        return FormValue(value, 0.0, "columns", loss)
+    rng = np.random.default_rng(problem.seed)
+    values: list[float] = []
+    look = _FIRST_PROBES
+    # Hutchinson's estimate: random signs have the least variance of all directions.
+    while True:
+        signs = rng.choice([-1.0, 1.0], size=n)
+        product = space.hessian_product(space.from_array(signs))
+        values.append(float(signs @ space.to_array(product)))
+        k = len(values)
+        if k < look:
+            continue
+        error = float(np.std(values, ddof=1) / math.sqrt(k)) * widening(k - 1)
+        mean = float(np.mean(values))
+        if error <= rtol * abs(mean) or k >= MAX_EXACT_PASSES:
+            return FormValue(mean, error, "hutchinson", loss)
+        look = min(2 * look, MAX_EXACT_PASSES)
 
 
 @dataclass(frozen=True)
@@ -116,6 +187,20 @@ class FormValue:
     stderr: float
     method: str
     mean_loss: float
+
+
+def check_options(curvature: str, method: str, rtol: float) -> None:
+    """Raise where an option is not valid."""
+    for name, value, allowed in (
+        ("curvature", curvature, ("hessian", "gauss_newton")),
+        ("method", method, ("auto", "exact", "sampled")),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"Expected {name} to be one of {list(allowed)}, got {value!r}."
+            )
+    if not (isinstance(rtol, Real) and float(rtol) >= 0):
+        raise ValueError(f"Expected rtol to be a number of at least 0, got {rtol!r}.")
 
 
 def form_values(
@@ -151,16 +236,7 @@ def form_values(
     ValueError
         If an option is not valid.
     """
-    for name, value, allowed in (
-        ("curvature", curvature, ("hessian", "gauss_newton")),
-        ("method", method, ("auto", "exact", "sampled")),
-    ):
-        if value not in allowed:
-            raise ValueError(
-                f"Expected {name} to be one of {list(allowed)}, got {value!r}."
-            )
-    if not rtol >= 0:
-        raise ValueError(f"Expected rtol to be a number of at least 0, got {rtol!r}.")
+    check_options(curvature, method, rtol)
     estimates = FormEstimator(
         problem.view,
         problem.source,
@@ -189,6 +265,6 @@ def sum_of_forms(problem: Problem, measure: str, parts: list[FormValue]) -> Meas
         sum(part.value for part in parts),
         # The layers share the random draws: only the triangle inequality is left.
         stderr=sum(part.stderr for part in parts),
-        method=parts[0].method,
+        method="+".join(dict.fromkeys(part.method for part in parts)),
         mean_loss=parts[0].mean_loss,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -104,6 +105,7 @@ def hessian_max_eigenvalue(
         loss=loss,
         sample_weight=sample_weight,
         random_state=random_state,
+        trusted=False,
     ) as problem:
         return max_eigenvalue_of(problem, rtol=rtol, max_iter=max_iter)
 
@@ -129,6 +131,7 @@ def max_eigenvalue_of(
     if n <= _MAX_DENSE:
         method, residual = "dense", 0.0
         matrix = np.stack([product(row) for row in np.eye(n)])
+        _check_finite(problem, matrix)
         value = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
     else:
         method = "lanczos"
@@ -143,6 +146,19 @@ def max_eigenvalue_of(
     )
 
 
+def _check_finite(problem: Problem, products: np.ndarray) -> None:
+    """Raise where second derivatives are not finite, naming the samples."""
+    if np.isfinite(products).all():
+        return
+    bad = WeightSpace(problem).samples_without_derivatives()
+    raise ValueError(
+        f"The second derivatives in the weights of layer {problem.label!r} are not "
+        f"finite, although the loss is (samples {bad}): they overflow, or do not exist "
+        "there, as that of a square root at 0. Leave these samples out, or let the "
+        "module stay off such points."
+    )
+
+
 def _lanczos(
     product: Any, space: WeightSpace, rtol: float, max_iter: int
 ) -> tuple[float, float]:
@@ -150,6 +166,7 @@ def _lanczos(
     n = space.n_weights
     start = space.to_array(space.normal(space.problem.generator()))
     first = product(start)
+    _check_finite(space.problem, first)
     if not first.any():
         # A random vector in the null space: the matrix is zero with probability one.
         return 0.0, 0.0
@@ -158,7 +175,14 @@ def _lanczos(
     eps = max(torch.finfo(w.dtype).eps for w in space.weights.values())
     try:
         _, vectors = eigsh(
-            operator, k=1, which="LA", v0=start, tol=max(rtol, eps), maxiter=max_iter
+            operator,
+            k=1,
+            which="LA",
+            v0=start,
+            tol=max(rtol, eps),
+            maxiter=max_iter,
+            # ARPACK looks at its error after so many products: fewer for a loose one.
+            ncv=min(n, int(np.clip(2 - 3 * math.log10(min(rtol, 1.0)), 4, 20))),
         )
     except ArpackNoConvergence as error:
         raise ValueError(

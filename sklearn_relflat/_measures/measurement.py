@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sklearn_relflat._curvature.problem import ALL_LAYERS, Problem
+from sklearn_relflat._curvature.problem import Problem
+from sklearn_relflat._layers.names import ALL_LAYERS
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from sklearn_relflat._curvature.linearization import Linearization, wide
 from sklearn_relflat._curvature.problem import (
-    ALL_LAYERS,
     Problem,
     open_problem,
     risk_of,
 )
 from sklearn_relflat._layers.capture import capture
+from sklearn_relflat._layers.kinds import computes_by_kind
+from sklearn_relflat._layers.names import ALL_LAYERS
 from sklearn_relflat._measures.measurement import Measurement, measured
+from sklearn_relflat._measures.weight_space import WeightSpace
 
 _METHODS = ("outputs", "weights")
 
@@ -102,7 +104,13 @@ def fisher_rao_norm(
     True
     """
     with open_problem(
-        estimator, X, y, layer=layer, loss=loss, sample_weight=sample_weight
+        estimator,
+        X,
+        y,
+        layer=layer,
+        loss=loss,
+        sample_weight=sample_weight,
+        trusted=False,
     ) as problem:
         return fisher_rao_of(problem, method=method)
 
@@ -115,11 +123,16 @@ def fisher_rao_of(problem: Problem, *, method: str = "outputs") -> Measurement:
         )
     squares = _MeanSquare(problem.view.loss.reduction)
     if method == "outputs":
-        factor = sum(problem.plan.n_calls[name] for name in problem.layers)
+        factor = _n_applications(problem)
         _add_outputs(problem, squares)
     else:
         factor = 1
-        _add_weights(problem, squares)
+        plain = problem.forms_suffice and all(
+            computes_by_kind(module)
+            for layer in problem.layers.values()
+            for module in layer.modules
+        )
+        (_add_weights if plain else _add_parameters)(problem, squares)
     return measured(
         problem,
         "fisher_rao_norm",
@@ -127,6 +140,20 @@ def fisher_rao_of(problem: Problem, *, method: str = "outputs") -> Measurement:
         method=method,
         mean_loss=squares.loss / problem.denominator(squares.mass),
     )
+
+
+def _n_applications(problem: Problem) -> int:
+    """Count the applications of the chosen weights in a forward pass."""
+    calls = problem.plan.n_calls
+    unknown = sorted(set(problem.weights) - (set(calls) & set(problem.layers)))
+    if unknown or not problem.forms_suffice:
+        unknown = unknown or sorted(set(problem.weights) & set(problem.refusals))
+        raise ValueError(
+            "Expected weights that are applied by linear or convolutional layers, to "
+            f"count their applications, got {unknown}. Use method='weights', the "
+            "definition of the norm, which counts nothing."
+        )
+    return sum(calls[name] for name in problem.weights)
 
 
 class _MeanSquare:
@@ -200,6 +227,44 @@ def _add_weights(problem: Problem, squares: _MeanSquare) -> None:
                 squares.add(inner, value, denominator, lin.weight)
 
 
+def _add_parameters(problem: Problem, squares: _MeanSquare) -> None:
+    """Add <theta, d l_i / d theta> of all samples, for weights of any kind.
+
+    The derivative of the outputs along theta is that, in a cotangent, of the inner
+    product of theta with what the cotangent pulls back to.
+    """
+    loss, space = problem.view.loss, WeightSpace(problem)
+    space.check_reached()
+    for batch in problem.chunks():
+        leaves = {k: w.detach().requires_grad_() for k, w in space.weights.items()}
+        with torch.enable_grad():
+            outputs = space.outputs(leaves, batch.inputs)
+            cotangent = torch.zeros_like(outputs).requires_grad_()
+            pulled = torch.autograd.grad(
+                outputs,
+                [*leaves.values()],
+                cotangent,
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            inner = torch.stack(
+                [
+                    (g * w.detach()).sum()
+                    for g, w in zip(pulled, leaves.values(), strict=True)
+                ]
+            )
+            (along,) = torch.autograd.grad(
+                inner.sum(), cotangent, materialize_grads=True
+            )
+        with torch.no_grad():
+            found = wide(outputs.detach())
+            value, denominator, weight, targets = risk_of(problem, batch, found)
+            slope = loss.gradient(found, targets)
+            products = (slope * wide(along)).flatten(1).sum(1)
+            squares.add(products, value, denominator, weight)
+
+
 def weight_norm(
     estimator: Any,
     X: Any,
@@ -245,7 +310,13 @@ def weight_norm(
     True
     """
     with open_problem(
-        estimator, X, y, layer=layer, loss=loss, sample_weight=sample_weight
+        estimator,
+        X,
+        y,
+        layer=layer,
+        loss=loss,
+        sample_weight=sample_weight,
+        trusted=False,
     ) as problem:
         return weight_norm_of(problem)
 
@@ -253,6 +324,9 @@ def weight_norm(
 def weight_norm_of(problem: Problem) -> Measurement:
     """Squared norm of an open problem's weights; see `weight_norm`."""
     value = sum(
-        float(wide(layer.weight).square().sum()) for layer in problem.layers.values()
+        sum(float(wide(p.detach()).square().sum()) for p in part.values())
+        if part
+        else float(wide(problem.layers[name].weight).square().sum())
+        for name, part in problem.weights.items()
     )
     return measured(problem, "weight_norm", value, method="exact")

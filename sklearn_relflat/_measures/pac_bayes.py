@@ -125,6 +125,7 @@ def pac_bayes_flatness(
         loss=loss,
         sample_weight=sample_weight,
         random_state=random_state,
+        trusted=False,
     ) as problem:
         return pac_bayes_of(
             problem,

@@ -99,6 +99,7 @@ def sam_sharpness(
         loss=loss,
         sample_weight=sample_weight,
         random_state=random_state,
+        trusted=False,
     ) as problem:
         return sam_of(problem, rho=rho, n_steps=n_steps)
 
@@ -195,6 +196,7 @@ def asam_sharpness(
         loss=loss,
         sample_weight=sample_weight,
         random_state=random_state,
+        trusted=False,
     ) as problem:
         return asam_of(problem, rho=rho, n_steps=n_steps)
 

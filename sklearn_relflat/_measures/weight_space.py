@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from sklearn_relflat._curvature.linearization import wide
 from sklearn_relflat._curvature.problem import Problem, risk_of
 from sklearn_relflat._data.batches import Batch
+from sklearn_relflat._data.inputs import is_finite, own_copy
 from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.kinds import how_to_remove
+from sklearn_relflat._layers.weights import chosen_weights
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.torch_model import TorchModel
 
@@ -64,30 +66,35 @@ class WeightSpace:
     ------
     TypeError
         If a weight is no parameter of its own.
+    ValueError
+        If there is none.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._forward = _Forward(problem.view)
-        names = {id(p): name for name, p in self._forward.named_parameters()}
-        self.weights: Point = {}
-        for layer in problem.layers.values():
-            weight = dict(layer.modules[0].named_parameters(recurse=False)).get(
-                "weight"
-            )
-            if weight is None:
+        weights = problem.weights or chosen_weights(problem.view, [*problem.layers])
+        for name, part in weights.items():
+            if not part:
                 raise TypeError(
-                    f"The weight of layer {layer.name!r} is computed from other "
-                    "parameters, so that it cannot be perturbed. "
-                    f"{how_to_remove(layer.modules[0])}, in a copy of the model, and "
-                    "measure the copy."
+                    f"The weight of layer {name!r} is computed from other parameters, "
+                    "so that it cannot be perturbed. "
+                    f"{how_to_remove(problem.layers[name].modules[0])}, in a copy of "
+                    "the model, and measure the copy."
                 )
-            self.weights[names[id(weight)]] = weight.detach()
+        self.weights: Point = {
+            f"inner.{name}": parameter.detach()
+            for part in weights.values()
+            for name, parameter in part.items()
+        }
+        self._is_reached = False
 
     @property
     def is_output_layer(self) -> bool:
         """Whether the raw outputs are linear in these weights."""
-        return list(self.problem.layers) == [self.problem.plan.output_layer]
+        problem = self.problem
+        (output,) = [problem.plan.output_layer]
+        return list(problem.layers) == [output] and len(self.weights) == 1
 
     @property
     def n_weights(self) -> int:
@@ -162,6 +169,7 @@ class WeightSpace:
 
     def gradient(self, point: Point) -> tuple[float, Point]:
         """Empirical risk at a point and its gradient, in the dtype for sums."""
+        self.check_reached()
         total, denominator = 0.0, 0.0
         sums = self.zeros()
         for batch in self.problem.chunks():
@@ -194,6 +202,7 @@ class WeightSpace:
         ValueError
             If torch has no second derivative for an operation of the model.
         """
+        self.check_reached()
         denominator = 0.0
         sums = self.zeros()
         for batch in self.problem.chunks():
@@ -223,6 +232,61 @@ class WeightSpace:
         except RuntimeError as error:
             raise_out_of_memory(error)
             raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
+
+    def samples_without_derivatives(self, most: int = 5) -> list[int]:
+        """First samples whose own Hessian products are not finite."""
+        bad: list[int] = []
+        for batch in self.problem.source:
+            for i in range(batch.n_samples):
+                one = batch.take([i])
+                leaves = _leaves(self.weights)
+                with torch.enable_grad():
+                    part, _ = self._chunk_risk(leaves, one)
+                    gradients = _grad(part, leaves, create_graph=True)
+                    products = self._second(gradients, self.weights, leaves)
+                parts = [*gradients.values(), *products.values()]
+                if not all(is_finite(value) for value in parts):
+                    bad.append(batch.start + i)
+                if len(bad) == most:
+                    return bad
+        return bad
+
+    def check_reached(self) -> None:
+        """Raise where a weight changes the outputs on a way that has no derivative."""
+        if self._is_reached:
+            return
+        self._is_reached = True
+        cut = self.problem.plan.look.cut & set(self.problem.layers)
+        if cut:
+            name = sorted(cut)[0]
+            raise ValueError(
+                f"Layer {name!r} cannot be differentiated: "
+                f"{self.problem.refusals[name]}."
+            )
+        batch = next(iter(self.problem.source)).slice(0, 3)
+        leaves = _leaves(self.weights)
+        with torch.enable_grad():
+            outputs = self.outputs(leaves, own_copy(batch.inputs))
+        found: list[Tensor | None] = [None] * len(leaves)
+        if outputs.requires_grad:
+            found = list(
+                torch.autograd.grad(
+                    outputs.sum(), [*leaves.values()], allow_unused=True
+                )
+            )
+        for (name, weight), gradient in zip(self.weights.items(), found, strict=True):
+            if gradient is not None:
+                continue
+            moved = {**self.weights, name: 1.5 * weight + 0.1}
+            with torch.no_grad():
+                change = self.outputs(moved, own_copy(batch.inputs)) - outputs
+            if bool(change.any()):
+                raise ValueError(
+                    f"Weight {name.removeprefix('inner.')!r} changes the outputs on a "
+                    "way that torch does not differentiate (torch.no_grad, detach or a "
+                    "re-entrant checkpoint in the forward pass): its derivatives would "
+                    "be zero. Measure weights behind the cut, or remove it."
+                )
 
     # -----------------------------------------------------------------------
     # Vectors
