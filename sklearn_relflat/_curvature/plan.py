@@ -62,7 +62,8 @@ class Plan:
     ) -> int:
         """Choose the chunk size, so that memory does not depend on the batch size."""
         numbers = sum(
-            self.look.n_positions[name]
+            # Of a layer that is not what it claims, positions are not known.
+            self.look.n_positions.get(name, 1)
             * (layer.n_features + 2 * (n_factors + 2) * layer.n_neurons)
             for name, layer in layers.items()
         )

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy import stats
 
 from sklearn_relflat._demo.experiment import Demo
 
@@ -67,16 +67,27 @@ def spearman(x: Any, y: Any, seed: int = 0) -> tuple[float, float, float]:
     >>> round(rho, 3), low < rho < high
     (0.933, True)
     """
-    pairs = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
-    n = pairs.shape[1]
-    drawn = np.random.default_rng(seed).integers(n, size=(N_RESAMPLES, n))
-    ranks = rankdata(pairs[:, np.vstack([np.arange(n), drawn])], axis=-1)
-    centred = ranks - ranks.mean(axis=-1, keepdims=True)
-    covariance = (centred[0] * centred[1]).sum(axis=-1)
-    scale = np.sqrt((centred**2).sum(axis=-1).prod(axis=0))
-    rho = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
-    low, high = np.quantile(rho[1:], [0.025, 0.975])
-    return float(rho[0]), float(low), float(high)
+    pairs = [np.asarray(values, dtype=float) for values in (x, y)]
+    interval = stats.bootstrap(
+        pairs,
+        _rank_correlation,
+        paired=True,
+        vectorized=True,
+        n_resamples=N_RESAMPLES,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    rho = _rank_correlation(pairs[0], pairs[1])
+    return float(rho), float(interval.low), float(interval.high)
+
+
+def _rank_correlation(x: Any, y: Any, axis: int = -1) -> Any:
+    """Rank correlation along an axis; 0 where all values are the same."""
+    ranks = [stats.rankdata(values, axis=axis) for values in (x, y)]
+    left, right = (r - r.mean(axis=axis, keepdims=True) for r in ranks)
+    scale = np.sqrt((left**2).sum(axis=axis) * (right**2).sum(axis=axis))
+    covariance = (left * right).sum(axis=axis)
+    return np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 def paired_difference(x: Any, y: Any) -> tuple[float, float]:

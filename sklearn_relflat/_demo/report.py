@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import ParameterGrid
+from tabulate import tabulate
 
 from sklearn_relflat._demo.comparison import (
     clear_sign,
@@ -106,21 +107,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Examples
     --------
     >>> print(format_table(["layer", "kappa"], [["output", "9.5"]]))
-      layer   kappa
-      ------  -----
-      output    9.5
+      layer      kappa
+      -------  -------
+      output       9.5
     """
-    lines = [list(header), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.rjust(width) if j else cell.ljust(width)
-            for j, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+    align = ["left", *["right"] * (len(header) - 1)]
+    table = tabulate(
+        rows, header, tablefmt="simple", colalign=align, disable_numparse=True
     )
+    return "\n".join(f"  {line}".rstrip() for line in table.splitlines())
 
 
 def wrapped(text: str, indent: str = "  ") -> str:

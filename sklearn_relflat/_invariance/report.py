@@ -141,7 +141,7 @@ def invariance_report(
 
     def measured(model: Any) -> list[dict[str, Any]]:
         """Rows of one model; the same seed for every model."""
-        return evaluate(
+        rows, _ = evaluate(
             model,
             X,
             y,
@@ -152,6 +152,7 @@ def invariance_report(
             sample_weight=sample_weight,
             random_state=seed,
         )
+        return rows
 
     view = as_torch_model(estimator)
     widths = _rescalable(view, X, rescaled)

@@ -95,7 +95,7 @@ def compare_measures(
     True
     """
     options = measure_options(measures)
-    rows = evaluate(
+    rows, not_measured = evaluate(
         estimator,
         X,
         y,
@@ -106,4 +106,4 @@ def compare_measures(
         sample_weight=sample_weight,
         random_state=random_state,
     )
-    return make_table(rows)
+    return make_table(rows, not_measured=not_measured)

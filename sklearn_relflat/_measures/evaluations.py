@@ -23,6 +23,7 @@ from sklearn_relflat._measures.by_name import MEASURES
 from sklearn_relflat._measures.hessian_trace import (
     form_values,
     sum_of_forms,
+    trace_of,
 )
 from sklearn_relflat._measures.max_eigenvalue import max_eigenvalue_of
 from sklearn_relflat._measures.measurement import Measurement
@@ -127,8 +128,8 @@ def evaluate(
     loss: Any,
     sample_weight: Any,
     random_state: Any,
-) -> list[dict[str, Any]]:
-    """Rows of the table.
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of the table, and what relative flatness is not measured of.
 
     Parameters
     ----------
@@ -145,6 +146,8 @@ def evaluate(
     -------
     rows : list of dict
         One per measure and layer.
+    not_measured : dict of str to str
+        Why layers have no relative flatness, by name.
 
     Raises
     ------
@@ -171,12 +174,15 @@ def evaluate(
     ) as problem:
         if automatic and not has_accuracy(problem):
             options = {k: v for k, v in options.items() if "pac_bayes" not in k}
+        if not (problem.forms_suffice or options.get("fisher_rao_norm", True)):
+            # The formula in the outputs counts applications of known layers.
+            options["fisher_rao_norm"] = {"method": "weights"}
         cells = [
             (measure, layer)
             for measure in options
             for layer in _layers_for(measure, layers, problem)
         ]
-        return _rows(problem, cells, options)
+        return _rows(problem, cells, options), problem.refusals
 
 
 def _layers_for(
@@ -184,9 +190,9 @@ def _layers_for(
 ) -> list[str]:
     """Layers for which a measure is reported."""
     if layers is None:
-        names = list(problem.layers)
+        names = list(problem.weights)
         if len(names) == 1:
-            return names
+            return [name for name in names if _is_defined(measure, name, problem)]
         if measure in _LAYERWISE:
             names.append(ALL_LAYERS)
         else:
@@ -196,14 +202,29 @@ def _layers_for(
         names = [
             name if name == ALL_LAYERS else _own_name(problem, name) for name in layers
         ]
-    if measure in _ONE_LAYER:
+    if layers is None:
+        names = [name for name in names if _is_defined(measure, name, problem)]
+    elif measure in _ONE_LAYER:
         names = [name for name in names if name != ALL_LAYERS]
+        for name in names:
+            if not _is_defined(measure, name, problem):
+                reason = problem.refusals.get(name, "it is no linear map")
+                raise ValueError(
+                    f"{measure} of layer {name!r} cannot be measured: {reason}."
+                )
     return names
+
+
+def _is_defined(measure: str, layer: str, problem: Problem) -> bool:
+    """Whether a measure exists for a layer, or for all of them."""
+    sound = layer in problem.layers and layer not in problem.refusals
+    return sound or measure not in _ONE_LAYER
 
 
 def _own_name(problem: Problem, name: str) -> str:
     """Name of a layer in the problem, given any of its names."""
-    return next(own for own, layer in problem.layers.items() if name in layer.aliases)
+    owners = (own for own, lay in problem.layers.items() if name in lay.aliases)
+    return next(owners, name)
 
 
 def _rows(
@@ -214,7 +235,8 @@ def _rows(
     shared: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         measure = cell[0]
-        if measure not in _CURVATURE:
+        in_forms = problem.narrowed(cell[1]).forms_suffice
+        if measure not in _CURVATURE or not in_forms:
             groups.append([cell])
             continue
         key = tuple(sorted(options[measure].items()))
@@ -225,11 +247,14 @@ def _rows(
     for number, group in enumerate(groups):
         start, read = time.perf_counter(), problem.source.n_passes
         chosen = options[group[0][0]]
-        if group[0][0] in _CURVATURE:
+        first = problem.narrowed(group[0][1])
+        if group[0][0] in _CURVATURE and not first.forms_suffice:
+            results = [trace_of(first, **chosen)]
+        elif group[0][0] in _CURVATURE:
             results = _curvature_cells(problem, group, chosen)
         else:
-            measure, layer = group[0]
-            results = [_SINGLE[measure](problem.narrowed(layer), **chosen)]
+            measure = group[0][0]
+            results = [_SINGLE[measure](first, **chosen)]
         cost = {
             "seconds": time.perf_counter() - start,
             "passes": problem.source.n_passes - read,

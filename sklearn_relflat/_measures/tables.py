@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from typing import Any
+
+from tabulate import tabulate
 
 
 class RowList(list[dict[str, Any]]):
@@ -39,37 +42,28 @@ class RowList(list[dict[str, Any]]):
         """
         return [row[name] for row in self]
 
+    def __init__(
+        self, rows: Iterable[dict[str, Any]] = (), attrs: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(rows)
+        self.attrs = attrs or {}
+
     def __repr__(self) -> str:
         """Return the rows below each other."""
         if not self:
             return "an empty table"
-        names = list(self[0])
-        cells = [names, *([_text(row[name]) for name in names] for row in self)]
-        widths = [max(len(row[j]) for row in cells) for j in range(len(names))]
-        numeric = [isinstance(self[0][name], int | float) for name in names]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if is_number else cell.ljust(width)
-                for cell, width, is_number in zip(row, widths, numeric, strict=True)
-            ).rstrip()
-            for row in cells
-        ]
-        return "\n".join(lines)
+        return tabulate(self, headers="keys", tablefmt="plain", floatfmt=".6g")
 
 
-def _text(value: Any) -> str:
-    """Format one cell: six digits of a number."""
-    is_number = isinstance(value, float)
-    return f"{value:.6g}" if is_number else str(value)
-
-
-def make_table(rows: list[dict[str, Any]]) -> Any:
+def make_table(rows: list[dict[str, Any]], **attrs: Any) -> Any:
     """Table of rows with the same keys.
 
     Parameters
     ----------
     rows : list of dict
         The rows; their keys are the columns.
+    **attrs : object
+        What goes with the table, as its ``attrs``.
 
     Returns
     -------
@@ -77,7 +71,9 @@ def make_table(rows: list[dict[str, Any]]) -> Any:
         A DataFrame where pandas is installed.
     """
     if importlib.util.find_spec("pandas") is None:
-        return RowList(rows)
+        return RowList(rows, attrs)
     import pandas as pd
 
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs.update(attrs)
+    return table
