@@ -393,7 +393,10 @@ def moderate_weights(sample_weight: Any) -> Any:
         by a power of two. Others are as they were.
     """
     try:
-        array = np.asarray(as_numpy(sample_weight, "sample_weight"), dtype=np.float64)
+        array = np.asarray(as_numpy(sample_weight, "sample_weight"))
+        if array.dtype.kind not in "biuf":
+            return sample_weight  # For the checks to come.
+        array = array.astype(np.float64)
         largest = float(np.max(array, initial=0.0))
     except (TypeError, ValueError):
         return sample_weight  # For the checks to come.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sklearn_relflat._data.batches import BatchSource, SlicedBatches
 from sklearn_relflat._data.inputs import as_numpy, as_sample_weight
+from sklearn_relflat._losses.base import UnseenLabelsError
 from sklearn_relflat._losses.table import Loss
 
 # One batch holds about this many numbers of the widest layer: large enough for fast
@@ -47,7 +48,7 @@ def encode_labels(y: Any, classes: np.ndarray, name: str) -> np.ndarray:
 
     Raises
     ------
-    ValueError
+    UnseenLabelsError
         Listing the labels that the estimator has not seen.
 
     Examples
@@ -60,7 +61,7 @@ def encode_labels(y: Any, classes: np.ndarray, name: str) -> np.ndarray:
     positions = {label: index for index, label in enumerate(classes.tolist())}
     unseen = [label for label in labels.tolist() if label not in positions]
     if unseen:
-        raise ValueError(
+        raise UnseenLabelsError(
             f"Expected y with the classes that {name} was fitted on, "
             f"{classes.tolist()!r}, got unseen labels {unseen!r}. Measure on labels "
             "of the training sample, or fit on all classes."

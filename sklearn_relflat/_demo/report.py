@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import ParameterGrid
-from tabulate import tabulate
+from tabulate import SEPARATING_LINE, tabulate
 
 from sklearn_relflat._demo.comparison import (
     clear_sign,
@@ -107,15 +107,19 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Examples
     --------
     >>> print(format_table(["layer", "kappa"], [["output", "9.5"]]))
-      layer      kappa
-      -------  -------
-      output       9.5
+      layer   kappa
+      ------  -----
+      output    9.5
     """
     align = ["left", *["right"] * (len(header) - 1)]
+    # As a first row: a header of tabulate's own is given more room than it needs.
     table = tabulate(
-        rows, header, tablefmt="simple", colalign=align, disable_numparse=True
+        [header, SEPARATING_LINE, *rows],
+        tablefmt="simple",
+        colalign=align,
+        disable_numparse=True,
     )
-    return "\n".join(f"  {line}".rstrip() for line in table.splitlines())
+    return "\n".join(f"  {line}".rstrip() for line in table.splitlines()[1:-1])
 
 
 def wrapped(text: str, indent: str = "  ") -> str:

@@ -20,6 +20,10 @@ from torch import Tensor
 Factor = tuple[Tensor, Tensor | None]
 
 
+class UnseenLabelsError(ValueError):
+    """Targets have a class that the model does not know."""
+
+
 class Loss(ABC):
     """Base class of all losses: what the curvature code needs to know of a loss.
 
@@ -127,7 +131,7 @@ def class_labels(y: Tensor, outputs: Tensor, ignore_index: int | None = None) ->
         unseen &= y != ignore_index
     if bool(unseen.any()):
         found = ", ".join(str(label) for label in sorted(set(y[unseen].tolist()))[:5])
-        raise ValueError(
+        raise UnseenLabelsError(
             f"Expected class labels in 0..{n_classes - 1} (the model has {n_classes} "
             f"outputs), got {found}. Map the labels to 0..{n_classes - 1} first, for "
             "example with sklearn.preprocessing.LabelEncoder."

@@ -125,7 +125,7 @@ class ModuleCopies:
         }
         for key, value in state.items():
             own.setdefault(key, self.of(value))
-            if key.endswith("_hooks") and own[key] is value:
+            if "_hooks" in key and own[key] is value:
                 # Hooks of a measurement must not be seen on the original.
                 own[key] = value.copy()
         vars(copy).update({key: own[key] for key in state})

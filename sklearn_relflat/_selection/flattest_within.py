@@ -8,6 +8,23 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 
+class CannotChooseError(ValueError):
+    """No candidate can be chosen; the results of the search are at hand.
+
+    Attributes
+    ----------
+    cv_results_ : dict of str to array-like
+        As the search made them.
+    """
+
+    def __init__(self, message: str, cv_results: Mapping[str, Any]) -> None:
+        super().__init__(
+            f"{message} The search is complete: this error has its results as "
+            "cv_results_."
+        )
+        self.cv_results_ = dict(cv_results)
+
+
 class FlattestWithin(BaseEstimator):
     """Refit rule of a search: the flattest of the candidates that are about the best.
 
@@ -89,10 +106,19 @@ class FlattestWithin(BaseEstimator):
 
         Raises
         ------
-        ValueError
-            If a parameter is not valid, a column is missing, or no candidate has
-            finite scores.
+        CannotChooseError
+            A ValueError: if a parameter is not valid, a column is missing, or no
+            candidate has finite scores. Its attribute ``cv_results_`` has the results of the search,
+            which are not lost.
         """
+        try:
+            return self._choose(cv_results)
+        except ValueError as error:
+            # scikit-learn keeps no results of a search whose refit= raises.
+            raise CannotChooseError(str(error), cv_results) from error
+
+    def _choose(self, cv_results: Mapping[str, Any]) -> int:
+        """Choose a candidate, or say why none can be chosen."""
         if self.split not in ("train", "test"):
             raise ValueError(
                 f'Expected split to be "train" or "test", got {self.split!r}.'

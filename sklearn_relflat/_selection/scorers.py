@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -201,20 +202,28 @@ class RelativeFlatnessScorer(_BaseScorer):
         Returns
         -------
         score : float
-            Larger is flatter.
+            Larger is flatter. NaN, with a warning, where y has a class that the model
+            was not fitted on, as the test split of a fold may have.
         """
         from sklearn_relflat._flatness.relative_flatness import relative_flatness
+        from sklearn_relflat._losses.base import UnseenLabelsError
 
         self._validate_params()
         options = self.get_params(deep=False)
         del options["name"]
-        result = relative_flatness(
-            estimator,
-            X,
-            _aligned_targets(X, y),
-            sample_weight=sample_weight,
-            **options,
-        )
+        try:
+            result = relative_flatness(
+                estimator,
+                X,
+                _aligned_targets(X, y),
+                sample_weight=sample_weight,
+                **options,
+            )
+        except UnseenLabelsError as error:
+            # A rare class may be in the test split of a fold alone, whose flatness
+            # nobody reads: that must not end a search.
+            warnings.warn(f"The score is NaN: {error}", stacklevel=2)
+            return math.nan
         return -_as_score(result, "relative_flatness")
 
 
