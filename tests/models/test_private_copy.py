@@ -151,6 +151,7 @@ def test_half_precision_becomes_single():
     assert module[0].weight.dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_script_module_is_shared():
     script = torch.jit.script(nn.Linear(4, 3))
     copies = ModuleCopies()
