@@ -207,7 +207,7 @@ def open_problem(
             chosen = list(layers)
         elif names is not None:
             chosen = [owner.get(str(name), str(name)) for name in names]
-        weights = {} if trusted else chosen_weights(view, chosen)
+        weights = chosen_weights(view, chosen)
         yield Problem(
             view,
             source,

@@ -22,7 +22,6 @@ from sklearn_relflat._data.inputs import is_finite, own_copy
 from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.kinds import how_to_remove
-from sklearn_relflat._layers.weights import chosen_weights
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.torch_model import TorchModel
 
@@ -73,7 +72,7 @@ class WeightSpace:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._forward = _Forward(problem.view)
-        weights = problem.weights or chosen_weights(problem.view, [*problem.layers])
+        weights = problem.weights
         for name, part in weights.items():
             if not part:
                 raise TypeError(

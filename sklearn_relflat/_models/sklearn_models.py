@@ -135,7 +135,7 @@ class _Perceptron(nn.Module):
 # ---------------------------------------------------------------------------
 # Adapters
 # ---------------------------------------------------------------------------
-def _view(
+def sklearn_view(
     estimator: Any,
     module: nn.Module,
     layer: str,
@@ -159,7 +159,7 @@ def _view(
     )
 
 
-def _linear_module(estimator: Any) -> _LinearModel:
+def linear_module(estimator: Any) -> _LinearModel:
     """Return the decision function of a fitted linear model as a module."""
     coef = estimator.coef_
     # ``sparsify`` leaves a sparse matrix behind.
@@ -174,17 +174,17 @@ def _linear_module(estimator: Any) -> _LinearModel:
 
 def _linear_regression(estimator: Any) -> TorchModel:
     """Return the view of a linear regressor with the squared error."""
-    module = _linear_module(estimator)
+    module = linear_module(estimator)
     encode = RegressionTargets(module.coef.out_features)
-    return _view(estimator, module, "coef", encode, LOSSES["squared_error"])
+    return sklearn_view(estimator, module, "coef", encode, LOSSES["squared_error"])
 
 
 def _sgd_regressor(estimator: Any) -> TorchModel:
     """Return the view of a linear regressor trained by stochastic gradients."""
-    module = _linear_module(estimator)
+    module = linear_module(estimator)
     encode = RegressionTargets(module.coef.out_features)
     loss = _named_loss(estimator, {"squared_error": "squared_error"})
-    return _view(estimator, module, "coef", encode, loss)
+    return sklearn_view(estimator, module, "coef", encode, loss)
 
 
 def _named_loss(estimator: Any, names: dict[str, str]) -> Callable[[], Loss]:
@@ -205,7 +205,7 @@ def _named_loss(estimator: Any, names: dict[str, str]) -> Callable[[], Loss]:
 
 def _ridge_classifier(estimator: Any) -> TorchModel:
     """Return the view of a ridge classifier: squared error to -1 and +1."""
-    module = _linear_module(estimator)
+    module = linear_module(estimator)
     n_outputs = module.coef.out_features
     name = type(estimator).__name__
     labels = LabelTargets(
@@ -218,19 +218,19 @@ def _ridge_classifier(estimator: Any) -> TorchModel:
         several = getattr(y, "ndim", np.ndim(y)) == 2 and np.shape(y)[1] > 1
         return (indicator if several else labels)(y, loss, dtype)
 
-    return _view(estimator, module, "coef", encode, LOSSES["squared_error"])
+    return sklearn_view(estimator, module, "coef", encode, LOSSES["squared_error"])
 
 
 def _linear_classifier(estimator: Any, loss: Callable[[], Loss]) -> TorchModel:
     """Return the view of a linear classifier, multinomial or one-versus-rest."""
-    module = _linear_module(estimator)
+    module = linear_module(estimator)
     encode = LabelTargets(
         estimator.classes_,
         type(estimator).__name__,
         module.coef.out_features,
         "cross_entropy" if loss is LOSSES["cross_entropy"] else "binary_cross_entropy",
     )
-    return _view(estimator, module, "coef", encode, loss)
+    return sklearn_view(estimator, module, "coef", encode, loss)
 
 
 def _logistic_regression(estimator: Any) -> TorchModel:
@@ -278,13 +278,13 @@ def _mlp_classifier(estimator: Any) -> TorchModel:
     else:
         encode = IndicatorTargets(n_outputs)
     layer = f"coefs.{len(module.coefs) - 1}"
-    return _view(estimator, module, layer, encode, LOSSES[loss])
+    return sklearn_view(estimator, module, layer, encode, LOSSES[loss])
 
 
 def _mlp_regressor(estimator: Any) -> TorchModel:
     """Return the view of a multi-layer perceptron that regresses."""
     module = _perceptron(estimator)
-    return _view(
+    return sklearn_view(
         estimator,
         module,
         f"coefs.{len(module.coefs) - 1}",
@@ -315,7 +315,7 @@ def _kernel_ridge(estimator: Any) -> TorchModel:
             **params,
         )
 
-    return _view(
+    return sklearn_view(
         estimator,
         module,
         "dual_coef",

@@ -108,8 +108,8 @@ class FlattestWithin(BaseEstimator):
         ------
         CannotChooseError
             A ValueError: if a parameter is not valid, a column is missing, or no
-            candidate has finite scores. Its attribute ``cv_results_`` has the results of the search,
-            which are not lost.
+            candidate has finite scores. Its attribute ``cv_results_`` has the results
+            of the search, which are not lost.
         """
         try:
             return self._choose(cv_results)
