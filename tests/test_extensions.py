@@ -31,7 +31,7 @@ def regressor(module, **options):
 
 
 def test_a_loss(monkeypatch):
-    # loss: begin
+    # <loss>
     class LogCosh(PointwiseLoss):
         """Between the squared and the absolute error."""
 
@@ -47,7 +47,7 @@ def test_a_loss(monkeypatch):
             return 1 - torch.tanh(outputs - targets) ** 2
 
     monkeypatch.setitem(LOSSES, "log_cosh", LogCosh)
-    # loss: end
+    # </loss>
     net, inputs, y = regressor(
         nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
     )
@@ -62,7 +62,7 @@ def test_a_loss(monkeypatch):
 
 
 def test_a_model_family(monkeypatch):
-    # model: begin
+    # <model>
     def poisson_regression(estimator):
         """A linear predictor of the logarithm of a rate."""
         module = sklearn_models.linear_module(estimator)
@@ -75,7 +75,7 @@ def test_a_model_family(monkeypatch):
         "ADAPTERS",
         [*sklearn_models.ADAPTERS, (PoissonRegressor, poisson_regression)],
     )
-    # model: end
+    # </model>
     y = np.random.default_rng(1).poisson(2.0, size=30)
     model = PoissonRegressor(alpha=0.0).fit(X, y)
     rate, norms = model.predict(X), np.sum(X.astype(float) ** 2, axis=1)
@@ -84,7 +84,7 @@ def test_a_model_family(monkeypatch):
 
 
 def test_a_kind_of_layer(monkeypatch):
-    # layer: begin
+    # <layer>
     class Mirrored(nn.Linear):
         """A linear layer that reads its input backwards."""
 
@@ -98,7 +98,7 @@ def test_a_kind_of_layer(monkeypatch):
         unrows=linear.unrows,
     )
     monkeypatch.setattr(kinds, "LAYER_KINDS", {Mirrored: mirrored, **kinds.LAYER_KINDS})
-    # layer: end
+    # </layer>
     net, inputs, y = regressor(
         nn.Sequential(Mirrored(4, 3), nn.Tanh(), nn.Linear(3, 1))
     )
@@ -111,7 +111,7 @@ def test_a_kind_of_layer(monkeypatch):
 
 
 def test_a_measure():
-    # measure: begin
+    # <measure>
     def spectral_norm(
         estimator, X, y=None, *, layer=None, loss=None, sample_weight=None
     ):
@@ -123,7 +123,7 @@ def test_a_measure():
             value = float(torch.linalg.matrix_norm(one.weight, 2))
             return measured(problem, "spectral_norm", value, method="exact")
 
-    # measure: end
+    # </measure>
     net, inputs, y = regressor(
         nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
     )
@@ -135,6 +135,6 @@ def test_a_measure():
 @pytest.mark.parametrize("what", ["loss", "model", "layer", "measure"])
 def test_each_takes_under_thirty_lines(what):
     source = inspect.getsource(sys.modules[__name__])
-    part = source.split(f"# {what}: begin")[1].split(f"# {what}: end")[0]
+    part = source.split(f"# <{what}>")[1].split(f"# </{what}>")[0]
     assert 5 < len(part.splitlines()) < 30
     assert ast.parse(inspect.cleandoc(part))
