@@ -189,12 +189,22 @@ class FormEstimator:
             One for each form.
         """
         routes = [self._route(form) for form in self.forms]
+        # Exact from a forward pass: not sampled with the others.
+        closed = [
+            self._is_output(form) and "sampled" in (route.gauss_newton, route.residual)
+            for form, route in zip(self.forms, routes, strict=True)
+        ]
         found: dict[int, Estimate] = {}
-        for route in dict.fromkeys(routes):
-            mine = [i for i, own in enumerate(routes) if own == route]
+        groups = [*zip(routes, closed, strict=True)]
+        for group in dict.fromkeys(groups):
+            mine = [i for i, own in enumerate(groups) if own == group]
             forms = [self.forms[i] for i in mine]
-            found.update(zip(mine, self._evaluate(route, forms), strict=True))
+            found.update(zip(mine, self._evaluate(group[0], forms), strict=True))
         return [found[i] for i in range(len(self.forms))]
+
+    def _is_output(self, form: QuadraticForm) -> bool:
+        """Whether a form may have a closed form."""
+        return form.layer.name == self.plan.output_layer
 
     def _route(self, form: QuadraticForm) -> Route:
         """Route of one form, other than the closed one."""
@@ -216,8 +226,7 @@ class FormEstimator:
 
     def _evaluate(self, route: Route, forms: list[QuadraticForm]) -> list[Estimate]:
         """Evaluate forms by one route."""
-        output_only = {form.layer.name for form in forms} == {self.plan.output_layer}
-        if self.settings.method == "auto" and output_only:
+        if self.settings.method == "auto" and all(map(self._is_output, forms)):
             # A forward pass for each form, and no derivative; beside other layers, a
             # share in their passes is cheaper. Batches that the look did not see may
             # go another way.
