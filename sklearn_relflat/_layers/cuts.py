@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from sklearn_relflat._layers.capture import Capture
-
 _APPLY: Any = Function.apply
 _DATA: Any = Tensor.data
 # They hand the numbers of a tensor on without its graph.
@@ -56,20 +54,21 @@ class Cut:
     """A place where dependent numbers leave the graph."""
 
     name: str
-    layers: frozenset[str]
+    origins: frozenset[str]
 
 
 @dataclass(eq=False)
 class CutFinder(TorchFunctionMode):
-    """Notes each place where what a captured layer gave leaves the graph.
+    """Notes each place where what came from some tensors leaves the graph.
 
     Parameters
     ----------
-    seen : Capture
-        What the layers gave so far, with the whole graph.
+    nodes : callable
+        Returns the nodes of the graph that the tensors have made so far, with what each
+        is called.
     moved : str or None
-        A layer: what leaves the graph behind it is disturbed, to see whether anything
-        comes of it.
+        One of these names: what leaves the graph behind it is disturbed, to see whether
+        anything comes of it.
 
     Attributes
     ----------
@@ -77,7 +76,7 @@ class CutFinder(TorchFunctionMode):
         The places, in the order of the forward pass.
     """
 
-    seen: Capture
+    nodes: Callable[[], dict[Any, str]]
     moved: str | None = None
     cuts: list[Cut] = field(default_factory=list)
 
@@ -95,37 +94,43 @@ class CutFinder(TorchFunctionMode):
         detaches = func in _DETACHING
         if recording and not detaches:
             return func(*args, **kwargs)
-        layers = self._layers_behind([*_tensors(args), *_tensors(kwargs.values())])
-        if not layers or _is_inside_function():
+        origins = self._origins([*_tensors(args), *_tensors(kwargs.values())])
+        if detaches:
+            # Of a tensor in the graph, torch warns, and makes no array.
+            args = tuple(_map_tensors(Tensor.detach, arg) for arg in args)
+        if not origins or _is_inside_function():
             return func(*args, **kwargs)
-        self.cuts.append(Cut(getattr(func, "__name__", str(func)), layers))
-        if self.moved not in layers:
+        self.cuts.append(Cut(getattr(func, "__name__", str(func)), origins))
+        if self.moved not in origins:
             return func(*args, **kwargs)
         if detaches:
             return func(*(_map_tensors(_disturbed, arg) for arg in args), **kwargs)
         return _map_tensors(_disturbed, func(*args, **kwargs))
 
-    def _layers_behind(self, tensors: list[Tensor]) -> frozenset[str]:
-        """Names of the captured layers that some tensors depend on."""
+    def _origins(self, tensors: list[Tensor]) -> frozenset[str]:
+        """Names of what some tensors depend on."""
         stack = [t.grad_fn for t in tensors if t.requires_grad and t.grad_fn]
         if not stack:
             return frozenset()
-        marks: dict[Any, str] = {
-            call.passed_on.grad_fn: name
-            for name, calls in self.seen.calls.items()
-            for call in calls
-            if call.passed_on.grad_fn is not None
-        }
+        nodes = self.nodes()
         known = set(stack)
         found = set()
         while stack:
             node = stack.pop()
-            if node in marks:
-                found.add(marks[node])
+            if node in nodes:
+                found.add(nodes[node])
             new = {child for child, _ in node.next_functions if child} - known
             known |= new
             stack.extend(new)
         return frozenset(found)
+
+
+def is_moved(outputs: Tensor, reference: Tensor) -> bool:
+    """Whether outputs differ by more than a shift that cancels leaves behind."""
+    difference = (outputs - reference).detach().abs().max()
+    # As in a stable softmax.
+    rounding = 1e3 * torch.finfo(reference.dtype).eps
+    return not bool(difference <= rounding * reference.detach().abs().max())
 
 
 def _is_inside_function() -> bool:

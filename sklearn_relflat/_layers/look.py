@@ -34,7 +34,7 @@ from sklearn_relflat._layers.capture import (
     is_output,
     refused_calls,
 )
-from sklearn_relflat._layers.cuts import Cut, CutFinder
+from sklearn_relflat._layers.cuts import Cut, CutFinder, is_moved
 from sklearn_relflat._layers.layers import WeightLayer
 from sklearn_relflat._layers.own_forward import (
     agree,
@@ -286,7 +286,7 @@ class _Run:
         with capture(
             self.view, self._layers, differentiable=False, whole_graph=True
         ) as seen:
-            finder = CutFinder(seen, moved)
+            finder = CutFinder(partial(_nodes, seen), moved)
             with finder, draws_noted(self.view.draws):
                 outputs = self.view.outputs(self._first.take([*self.rows]).inputs)
             return outputs, seen.snapshot(), finder.cuts
@@ -309,7 +309,7 @@ class _Run:
             reason = own_forward_fault(call)
             if reason is not None:
                 return reason
-        if any(layer.name in cut.layers for cut in self._cuts):
+        if any(layer.name in cut.origins for cut in self._cuts):
             reason = self._cut_behind(layer.name)
             if reason is not None:
                 self.cut.add(layer.name)
@@ -331,12 +331,9 @@ class _Run:
     def _cut_behind(self, name: str) -> str | None:
         """Whether numbers of a layer come to the outputs on a way without graph."""
         outputs, _, _ = self._forward(moved=name)
-        difference = (outputs - self.outputs).detach().abs().max()
-        # A shift that cancels, as in a stable softmax, leaves round-off behind.
-        rounding = 1e3 * torch.finfo(outputs.dtype).eps
-        if bool(difference <= rounding * self.outputs.detach().abs().max()):
+        if not is_moved(outputs, self.outputs):
             return None
-        names = sorted({cut.name for cut in self._cuts if name in cut.layers})
+        names = sorted({cut.name for cut in self._cuts if name in cut.origins})
         return (
             "its outputs reach those of the model on a way that torch does not "
             f"differentiate ({', '.join(names)}: torch.no_grad, detach, .data, .item() "
@@ -426,6 +423,16 @@ class _Run:
         is_random = not agree(again, self.outputs.detach())
         template = _RANDOM if is_random else _COUPLED
         raise ValueError(_message(f"outputs of {self.view.estimator_name}", template))
+
+
+def _nodes(seen: Capture) -> dict[Any, str]:
+    """Where the layers that were called so far are in the graph."""
+    return {
+        call.passed_on.grad_fn: name
+        for name, calls in seen.calls.items()
+        for call in calls
+        if call.passed_on.grad_fn is not None
+    }
 
 
 def _same_row(row: int, alone: LayerCall, together: LayerCall) -> bool:

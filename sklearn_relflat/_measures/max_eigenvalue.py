@@ -131,7 +131,6 @@ def max_eigenvalue_of(
     if n <= _MAX_DENSE:
         method, residual = "dense", 0.0
         matrix = np.stack([product(row) for row in np.eye(n)])
-        _check_finite(problem, matrix)
         value = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
     else:
         method = "lanczos"
@@ -146,19 +145,6 @@ def max_eigenvalue_of(
     )
 
 
-def _check_finite(problem: Problem, products: np.ndarray) -> None:
-    """Raise where second derivatives are not finite, naming the samples."""
-    if np.isfinite(products).all():
-        return
-    bad = WeightSpace(problem).samples_without_derivatives()
-    raise ValueError(
-        f"The second derivatives in the weights of layer {problem.label!r} are not "
-        f"finite, although the loss is (samples {bad}): they overflow, or do not exist "
-        "there, as that of a square root at 0. Leave these samples out, or let the "
-        "module stay off such points."
-    )
-
-
 def _lanczos(
     product: Any, space: WeightSpace, rtol: float, max_iter: int
 ) -> tuple[float, float]:
@@ -166,7 +152,6 @@ def _lanczos(
     n = space.n_weights
     start = space.to_array(space.normal(space.problem.generator()))
     first = product(start)
-    _check_finite(space.problem, first)
     if not first.any():
         # A random vector in the null space: the matrix is zero with probability one.
         return 0.0, 0.0

@@ -128,9 +128,7 @@ def fisher_rao_of(problem: Problem, *, method: str = "outputs") -> Measurement:
     else:
         factor = 1
         plain = problem.forms_suffice and all(
-            computes_by_kind(module)
-            for layer in problem.layers.values()
-            for module in layer.modules
+            _is_plain(problem, name) for name in problem.layers
         )
         (_add_weights if plain else _add_parameters)(problem, squares)
     return measured(
@@ -144,16 +142,30 @@ def fisher_rao_of(problem: Problem, *, method: str = "outputs") -> Measurement:
 
 def _n_applications(problem: Problem) -> int:
     """Count the applications of the chosen weights in a forward pass."""
-    calls = problem.plan.n_calls
-    unknown = sorted(set(problem.weights) - (set(calls) & set(problem.layers)))
-    if unknown or not problem.forms_suffice:
-        unknown = unknown or sorted(set(problem.weights) & set(problem.refusals))
+    calls, look = problem.plan.n_calls, problem.plan.look
+    unknown = sorted(
+        name
+        for name in problem.weights
+        if name not in calls
+        or name not in problem.layers
+        # Counting takes no derivatives: a layer without graph counts like any other.
+        or (
+            name in problem.refusals
+            and not (name in look.cut and _is_plain(problem, name))
+        )
+    )
+    if unknown:
         raise ValueError(
             "Expected weights that are applied by linear or convolutional layers, to "
             f"count their applications, got {unknown}. Use method='weights', the "
             "definition of the norm, which counts nothing."
         )
     return sum(calls[name] for name in problem.weights)
+
+
+def _is_plain(problem: Problem, name: str) -> bool:
+    """Whether the modules of a layer compute what their kind does."""
+    return all(computes_by_kind(module) for module in problem.layers[name].modules)
 
 
 class _MeanSquare:

@@ -18,14 +18,18 @@ from torch import Tensor, nn
 from sklearn_relflat._curvature.linearization import wide
 from sklearn_relflat._curvature.problem import Problem, risk_of
 from sklearn_relflat._data.batches import Batch
-from sklearn_relflat._data.inputs import is_finite, own_copy
+from sklearn_relflat._data.inputs import is_finite
 from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.kinds import how_to_remove
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
+from sklearn_relflat._measures.reach import check_reach
 from sklearn_relflat._models.torch_model import TorchModel
 
 Point = dict[str, Tensor]
+
+# Samples that are followed through the model, to see where they leave torch's graph.
+_FEW_SAMPLES = 3
 
 _NO_SECOND_DERIVATIVE = (
     "The second derivative of the model in its weights is needed, and torch could not "
@@ -180,6 +184,7 @@ class WeightSpace:
             denominator += part_denominator
             for name, gradient in gradients.items():
                 sums[name] += gradient
+        self._check_finite(sums, "first", point)
         scale = self.problem.denominator(denominator)
         return total / scale, {name: g / scale for name, g in sums.items()}
 
@@ -199,7 +204,8 @@ class WeightSpace:
         Raises
         ------
         ValueError
-            If torch has no second derivative for an operation of the model.
+            If torch has no second derivative for an operation of the model, or it is
+            not finite.
         """
         self.check_reached()
         denominator = 0.0
@@ -213,6 +219,7 @@ class WeightSpace:
             denominator += part_denominator
             for name, product in products.items():
                 sums[name] += product
+        self._check_finite(sums, "second", self.weights)
         scale = self.problem.denominator(denominator)
         return {name: p / scale for name, p in sums.items()}
 
@@ -232,13 +239,26 @@ class WeightSpace:
             raise_out_of_memory(error)
             raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
 
-    def samples_without_derivatives(self, most: int = 5) -> list[int]:
-        """First samples whose own Hessian products are not finite."""
+    def _check_finite(self, sums: Point, order: str, point: Point) -> None:
+        """Raise where derivatives at a point are not finite, naming the samples."""
+        if all(is_finite(part) for part in sums.values()):
+            return
+        bad = self._samples_without_derivatives(point)
+        where = f"samples {bad}" if bad else "in the sum over samples"
+        raise ValueError(
+            f"The {order} derivatives in the weights of layer {self.problem.label!r} "
+            f"are not finite, although the loss is ({where}): they overflow, or do "
+            "not exist there, as that of a square root at 0. Leave these samples out, "
+            "or let the module stay off such points."
+        )
+
+    def _samples_without_derivatives(self, point: Point, most: int = 5) -> list[int]:
+        """First samples whose own derivatives at a point are not finite."""
         bad: list[int] = []
         for batch in self.problem.source:
             for i in range(batch.n_samples):
                 one = batch.take([i])
-                leaves = _leaves(self.weights)
+                leaves = _leaves(point)
                 with torch.enable_grad():
                     part, _ = self._chunk_risk(leaves, one)
                     gradients = _grad(part, leaves, create_graph=True)
@@ -254,38 +274,15 @@ class WeightSpace:
         """Raise where a weight changes the outputs on a way that has no derivative."""
         if self._is_reached:
             return
-        self._is_reached = True
-        cut = self.problem.plan.look.cut & set(self.problem.layers)
-        if cut:
-            name = sorted(cut)[0]
+        look = self.problem.plan.look
+        for name in sorted(look.cut & set(self.problem.weights)):
             raise ValueError(
                 f"Layer {name!r} cannot be differentiated: "
                 f"{self.problem.refusals[name]}."
             )
-        batch = next(iter(self.problem.source)).slice(0, 3)
-        leaves = _leaves(self.weights)
-        with torch.enable_grad():
-            outputs = self.outputs(leaves, own_copy(batch.inputs))
-        found: list[Tensor | None] = [None] * len(leaves)
-        if outputs.requires_grad:
-            found = list(
-                torch.autograd.grad(
-                    outputs.sum(), [*leaves.values()], allow_unused=True
-                )
-            )
-        for (name, weight), gradient in zip(self.weights.items(), found, strict=True):
-            if gradient is not None:
-                continue
-            moved = {**self.weights, name: 1.5 * weight + 0.1}
-            with torch.no_grad():
-                change = self.outputs(moved, own_copy(batch.inputs)) - outputs
-            if bool(change.any()):
-                raise ValueError(
-                    f"Weight {name.removeprefix('inner.')!r} changes the outputs on a "
-                    "way that torch does not differentiate (torch.no_grad, detach or a "
-                    "re-entrant checkpoint in the forward pass): its derivatives would "
-                    "be zero. Measure weights behind the cut, or remove it."
-                )
+        first = self.problem.source.first(_FEW_SAMPLES)
+        check_reach(self.outputs, self.weights, first.inputs)
+        self._is_reached = True
 
     # -----------------------------------------------------------------------
     # Vectors

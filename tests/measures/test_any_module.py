@@ -1,5 +1,7 @@
 """Whole-network measures of modules whose layers are of any kind, by brute force."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -99,9 +101,10 @@ def fitted(kind):
         kind, criterion=nn.CrossEntropyLoss, train_split=None, batch_size=5
     ).initialize()
     net.module_.double().eval()
-    if kind.shape is None:
+    shape = net.module_.shape
+    if shape is None:
         return net, torch.randint(0, 5, (12, 3))
-    return net, torch.randn(12, *kind.shape, dtype=torch.float64)
+    return net, torch.randn(12, *shape, dtype=torch.float64)
 
 
 def brute_force(module, X, names=None):
@@ -256,6 +259,103 @@ def test_zeros_of_a_cut_graph_are_refused(how, layer):
     assert behind == pytest.approx(hessian_trace(net, X, Y, layer="out").value)
 
 
+class Partly(nn.Module):
+    """A matrix that acts inside and outside of the graph, by a mode."""
+
+    shape = (4,)
+
+    def __init__(self, mode="plain"):
+        super().__init__()
+        self.mode = mode
+        self.kernel = nn.Parameter(torch.randn(4, 4))
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x):
+        kernel = self.kernel
+        h = torch.tanh(x @ kernel)
+        if self.mode == "detached factor":
+            h = h * (1 + kernel.detach().square().sum())
+        elif self.mode == "data":
+            h = h + x @ kernel.data
+        elif self.mode == "item":
+            h = h / float(kernel.abs().max())
+        elif self.mode == "no_grad":
+            with torch.no_grad():
+                norm = kernel.norm()
+            h = h / norm
+        elif self.mode == "numpy":
+            h = h + torch.from_numpy(kernel.detach().numpy().sum(0))
+        elif self.mode == "straight_through":
+            rounded = (4 * kernel).round() / 4
+            h = torch.tanh(x @ (kernel + (rounded - kernel).detach()))
+        elif self.mode == "shift that cancels":
+            z = x @ kernel
+            e = (z - z.max(1, keepdim=True).values.detach()).exp()
+            h = e / e.sum(1, keepdim=True)
+        elif self.mode == "look only":
+            kernel.detach().abs().max().item()
+        return self.out(h)
+
+
+CUTS = ["detached factor", "data", "item", "no_grad", "numpy", "straight_through"]
+
+
+@pytest.mark.parametrize("mode", CUTS)
+def test_a_weight_that_acts_outside_of_the_graph_as_well_is_refused(mode):
+    net, X = fitted(partial(Partly, mode))
+    derivatives = (
+        hessian_max_eigenvalue,
+        hessian_trace,
+        sam_sharpness,
+        asam_sharpness,
+        partial(fisher_rao_norm, method="weights"),
+    )
+    for layer in ("kernel", "all"):
+        for measure in derivatives:
+            with pytest.raises(ValueError, match=r"'kernel' changes .* differentiate"):
+                measure(net, X, Y, layer=layer)
+    # No derivative in the matrix is needed here.
+    assert hessian_trace(net, X, Y, layer="out").value > 0
+    options = {"metric": "loss", "random_state": 0}
+    found = pac_bayes_flatness(net, X, Y, layer="kernel", **options)
+    assert found.method == "bisection"
+
+
+@pytest.mark.parametrize("mode", ["plain", "shift that cancels", "look only"])
+def test_numbers_that_nothing_comes_of_do_no_harm(mode):
+    net, X = fitted(partial(Partly, mode))
+    _, hessian = brute_force(net.module_, X)
+    found = hessian_trace(net, X, Y, layer="all", method="exact").value
+    assert found == pytest.approx(float(hessian.trace()), rel=1e-8)
+
+
+def test_a_frozen_backbone_counts_in_the_norm_of_outputs():
+    net, X = fitted(FrozenBackbone)
+    frozen = fisher_rao_norm(net, X, Y).value
+    net.module_.mode = torch.enable_grad
+    assert frozen == pytest.approx(fisher_rao_norm(net, X, Y).value, rel=1e-12)
+    net.module_.mode = torch.no_grad
+    with pytest.raises(ValueError, match=r"'back\.0' cannot be differentiated"):
+        fisher_rao_norm(net, X, Y, method="weights")
+
+
+class FrozenBackbone(nn.Module):
+    """A backbone that runs without gradients."""
+
+    shape = (4,)
+
+    def __init__(self):
+        super().__init__()
+        self.mode = torch.inference_mode
+        self.back = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x):
+        with self.mode():
+            h = self.back(x)
+        return self.out(h)
+
+
 def test_a_looser_eigenvalue_costs_fewer_products():
     class Wide(CosineHead):
         def __init__(self):
@@ -292,6 +392,7 @@ def test_a_derivative_that_does_not_exist_names_its_sample():
         lambda: relative_flatness(net, X, Y, layer="a"),
         lambda: relative_flatness(net, X, Y, layer="a", statistic="max_eigenvalue"),
         lambda: hessian_max_eigenvalue(net, X, Y, layer="a"),
+        lambda: sam_sharpness(net, X, Y, layer="a"),
     ):
         with pytest.raises(ValueError, match=r"'a'.*samples \[3\]"):
             measure()
