@@ -47,6 +47,14 @@ class CountedBatches(BatchSource):
             self.n_read += 1
             yield batch
 
+    def first(self, n_samples: int) -> Batch:
+        """See `BatchSource.first`; a few samples do not count as a pass."""
+        return self._source.first(n_samples)
+
+    def glances(self) -> Iterator[tuple[Batch, range]]:
+        """See `BatchSource.glances`; a few samples do not count as a pass."""
+        return self._source.glances()
+
     @property
     def n_passes(self) -> float:
         """Passes over the data so far."""
@@ -198,7 +206,7 @@ def open_problem(
     )
     with view.measuring():
         if view.trained is not None:
-            view.check_loss(next(iter(source)))
+            view.check_loss(source.first(4))
         layers, plan, refusals = plan_layers(view, source, names, trusted=trusted)
         # What a weight is called: as its layer, also where that has other names.
         owner = {alias: own for own, lay in layers.items() for alias in lay.aliases}

@@ -114,6 +114,12 @@ def chunks(source: Iterable[Batch], size: int) -> Iterator[Batch]:
             yield batch.slice(start, start + step) if n_chunks > 1 else batch
 
 
+def _spread(n_samples: int) -> range:
+    """Positions of three samples of a batch at even distances, or of all."""
+    step = max(1, (n_samples - 1) // 2)
+    return range(0, min(n_samples, 2 * step + 1), step)
+
+
 class BatchSource(ABC):
     """The batches of one data set, in order; every iteration is a new pass.
 
@@ -148,6 +154,20 @@ class BatchSource(ABC):
         """
         return next(iter(self)).slice(0, n_samples)
 
+    def glances(self) -> Iterator[tuple[Batch, range]]:
+        """Read up to three samples of each batch.
+
+        Yields
+        ------
+        batch : Batch
+            The samples, in memory of their own; `start` is that of their batch.
+        rows : range
+            Their positions in the batch.
+        """
+        for batch in self:
+            rows = _spread(batch.n_samples)
+            yield batch.take([*rows]), rows
+
 
 class SlicedBatches(BatchSource):
     """Consecutive slices of data that can be read at any position.
@@ -168,9 +188,11 @@ class SlicedBatches(BatchSource):
         Where the batches go.
     dtype : torch.dtype
         What floating inputs are cast to.
-    trusted : bool, default=False
-        Whether the module leaves its inputs alone and these are known to be finite:
-        then batches may share memory with the data and are not checked.
+    share : bool, default=False
+        Whether the module leaves its inputs alone: then batches may share memory with
+        the data.
+    is_checked : bool, default=False
+        Whether the inputs are known to be finite.
 
     Examples
     --------
@@ -196,7 +218,8 @@ class SlicedBatches(BatchSource):
         device: torch.device,
         dtype: torch.dtype,
         *,
-        trusted: bool = False,
+        share: bool = False,
+        is_checked: bool = False,
     ) -> None:
         self.n_samples = n_samples
         self._read = read
@@ -205,7 +228,8 @@ class SlicedBatches(BatchSource):
         self._sample_weight = sample_weight
         self._device = device
         self._dtype = dtype
-        self._trusted = trusted
+        self._share = share
+        self._is_checked = is_checked
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -214,28 +238,40 @@ class SlicedBatches(BatchSource):
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches from the first one."""
         for number in range(len(self)):
-            yield self._batch(number, self._batch_size)
+            yield self._batch(number, self._rows_of(number))
 
     def first(self, n_samples: int) -> Batch:
         """See `BatchSource.first`; reads no more than it returns."""
-        return self._batch(0, min(n_samples, self._batch_size))
+        return self._batch(0, self._rows_of(0)[:n_samples])
 
-    def _batch(self, number: int, size: int) -> Batch:
-        """Read the first samples of one batch."""
+    def glances(self) -> Iterator[tuple[Batch, range]]:
+        """See `BatchSource.glances`; reads no more than it returns."""
+        for number in range(len(self)):
+            rows = self._rows_of(number)
+            few = _spread(len(rows))
+            batch = self._batch(number, rows[few.start : few.stop : few.step])
+            yield batch.take([*range(len(few))]), few
+
+    def _rows_of(self, number: int) -> range:
+        """Positions of the samples of one batch."""
         start = number * self._batch_size
-        stop = min(start + size, self.n_samples)
-        rows = slice(start, stop)
+        return range(start, min(start + self._batch_size, self.n_samples))
+
+    def _batch(self, number: int, positions: range) -> Batch:
+        """Read samples of one batch at even distances, from its first one on."""
+        start = positions.start
+        rows = slice(start, positions.stop, positions.step)
         inputs = to_model_inputs(
-            self._read(rows), self._device, self._dtype, share=self._trusted
+            self._read(rows), self._device, self._dtype, share=self._share
         )
-        if not self._trusted:
+        if not self._is_checked:
             check_finite_inputs(inputs, number, start)
         return Batch(
             inputs=inputs,
             y=_rows(self._y, rows, self._device),
             sample_weight=_rows(self._sample_weight, rows, self._device),
             start=start,
-            n_samples=stop - start,
+            n_samples=len(positions),
         )
 
 

@@ -93,9 +93,15 @@ def own_copy(inputs: Any) -> Any:
     inputs : Tensor, dict or list
         Tensors in memory of their own.
     """
-    return map_tree(
-        lambda values: values.clone() if isinstance(values, Tensor) else values, inputs
-    )
+
+    def copied(values: Any) -> Any:
+        """Copy one tensor."""
+        if isinstance(values, PackedSequence):
+            packed: Any = values
+            return PackedSequence(packed.data.clone(), *packed[1:])
+        return values.clone() if isinstance(values, Tensor) else values
+
+    return map_tree(copied, inputs)
 
 
 def n_rows(data: Any) -> int:
@@ -164,7 +170,8 @@ def to_model_inputs(
         """Convert one array."""
         if isinstance(values, PackedSequence):
             packed: Any = values  # Its ``to`` is annotated for dtypes only.
-            return packed.to(device)
+            moved = packed.to(device)
+            return moved if share or moved is not packed else own_copy(moved)
         if isinstance(values, np.ndarray):
             tensor = torch.from_numpy(_plain_array(values))
         elif isinstance(values, Tensor):

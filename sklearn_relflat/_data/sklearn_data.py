@@ -195,7 +195,8 @@ class SklearnReader:
             sample_weight=weights,
             device=_CPU,
             dtype=self.dtype,
-            trusted=True,
+            share=True,
+            is_checked=True,
         )
 
 

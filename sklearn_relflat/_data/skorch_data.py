@@ -61,12 +61,27 @@ _HARMLESS_OPTIONS = {
 
 @dataclass(frozen=True)
 class SkorchReader:
-    """Read data as the net does."""
+    """Read data as the net does.
+
+    Attributes
+    ----------
+    net : skorch.NeuralNet
+        The net.
+    criterion : torch criterion
+        Its criterion.
+    device : torch.device
+        Where inputs go.
+    dtype : torch.dtype
+        What floating inputs become.
+    share : bool
+        Whether the net leaves its inputs alone, so that they need no copy.
+    """
 
     net: Any
     criterion: Any
     device: torch.device
     dtype: torch.dtype
+    share: bool
 
     def __call__(
         self, X: Any, y: Any, sample_weight: Any, loss: Loss | None
@@ -92,6 +107,7 @@ class SkorchReader:
             sample_weight=weights,
             device=self.device,
             dtype=self.dtype,
+            share=self.share,
         )
 
     def _floating_targets(self, loss: Loss | None) -> bool:

@@ -392,13 +392,16 @@ def check_calls(seen: Capture, layers: dict[str, WeightLayer], n_samples: int) -
 def is_output(call: LayerCall, outputs: Tensor) -> bool:
     """Whether a call's preactivations are the raw outputs, one per neuron."""
     z = call.passed_on
-    return bool(
-        call.batch_dim == 0
+    if (
+        call.batch_dim != 0
         # An operation in place (a final ReLU, say) would leave the address as it is.
-        and _version(z) == call.version
-        and outputs.data_ptr() == z.data_ptr()
+        or _version(z) != call.version
+        or outputs.dim() > 2
+        or call.n_positions != 1
+    ):
+        return False
+    return outputs is z or (
+        outputs.data_ptr() == z.data_ptr()
         and outputs.numel() == z.numel()
-        and outputs.dim() <= 2
-        and call.n_positions == 1
         and torch.equal(outputs.reshape(len(z), -1), z.reshape(len(z), -1))
     )

@@ -69,15 +69,21 @@ class CutFinder(TorchFunctionMode):
     moved : str or None
         One of these names: what leaves the graph behind it is disturbed, to see whether
         anything comes of it.
+    originals : frozenset of int
+        Identities of tensors of which the module has copies.
 
     Attributes
     ----------
     cuts : list of Cut
         The places, in the order of the forward pass.
+    uses_originals : bool
+        Whether a function got one of the originals.
     """
 
     nodes: Callable[[], dict[Any, str]]
     moved: str | None = None
+    originals: frozenset[int] = frozenset()
+    uses_originals: bool = False
     cuts: list[Cut] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -87,6 +93,10 @@ class CutFinder(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.originals and not self.originals.isdisjoint(
+            map(id, _tensors([*args, *kwargs.values()]))
+        ):
+            self.uses_originals = True
         recording = torch.is_grad_enabled()
         if recording and not torch.is_inference_mode_enabled():
             # Inference tensors cannot be used in a graph, their copies can.
@@ -94,7 +104,7 @@ class CutFinder(TorchFunctionMode):
         detaches = func in _DETACHING
         if recording and not detaches:
             return func(*args, **kwargs)
-        origins = self._origins([*_tensors(args), *_tensors(kwargs.values())])
+        origins = self._origins([*_tensors([*args, *kwargs.values()])])
         if detaches:
             # Of a tensor in the graph, torch warns, and makes no array.
             args = tuple(_map_tensors(Tensor.detach, arg) for arg in args)

@@ -17,6 +17,7 @@ What fails is said by layer, so that a layer can be measured although another ca
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from sklearn_relflat._data.batches import Batch, BatchSource
-from sklearn_relflat._data.inputs import leaves
+from sklearn_relflat._data.inputs import leaves, own_copy
 from sklearn_relflat._layers.capture import (
     Capture,
     LayerCall,
@@ -144,6 +145,13 @@ _RANDOM = (
     "too (dropout without training=self.training, say). Make it depend on self.training"
 )
 
+_ESCAPED = (
+    "a module that reaches its parts through its attributes, so that a private copy "
+    "can be measured, got one in {what} that comes to its own parts by another way (a "
+    "global name, or an object that is no module and holds one). Make these parts "
+    "attributes of the module, or let the object be a module"
+)
+
 
 def _message(what: str, template: str) -> str:
     """Say what was expected of a model."""
@@ -192,8 +200,8 @@ def look_at(
     look: Look | None = None
     n_seen = 0
     with differentiable(modules):
-        for batch in source:
-            found = _look_at_batch(view, batch, layers, last_only=last_only)
+        for few, rows in source.glances():
+            found = _look_at_samples(view, few, rows, layers, last_only=last_only)
             if look is None:
                 look = found
             else:
@@ -204,19 +212,21 @@ def look_at(
             if n_seen >= _MIN_SAMPLES:
                 break
     assert look is not None
+    if view.draws:
+        _check_repeatable(view, next(iter(source)))
     return look
 
 
-def _look_at_batch(
+def _look_at_samples(
     view: TorchModel,
-    batch: Batch,
+    few: Batch,
+    rows: range,
     layers: dict[str, WeightLayer],
     *,
     last_only: bool,
 ) -> Look:
     """Look at a few samples of one batch."""
-    rows = tuple(sorted({0, batch.n_samples // 2, batch.n_samples - 1}))
-    run = _Run(view, batch, rows, layers)
+    run = _Run(view, few, tuple(rows), layers)
     chosen = layers
     if last_only:
         chosen = {name: layers[name] for name in [*run.seen.calls][-1:]}
@@ -228,8 +238,6 @@ def _look_at_batch(
     refusals |= run.coupled(
         {name: layer for name, layer in chosen.items() if name not in refusals}
     )
-    if view.draws:
-        run.check_repeatable()
     return _summary(run, chosen, refusals)
 
 
@@ -270,13 +278,13 @@ class _Run:
     def __init__(
         self,
         view: TorchModel,
-        first: Batch,
+        few: Batch,
         rows: tuple[int, ...],
         layers: dict[str, WeightLayer],
     ) -> None:
         self.view = view
         self.rows = rows
-        self._first = first
+        self._few = few
         self._layers = layers
         self.outputs, self.seen, self._cuts = self._forward()
         self.cut: set[str] = set()
@@ -286,9 +294,17 @@ class _Run:
         with capture(
             self.view, self._layers, differentiable=False, whole_graph=True
         ) as seen:
-            finder = CutFinder(partial(_nodes, seen), moved)
-            with finder, draws_noted(self.view.draws):
-                outputs = self.view.outputs(self._first.take([*self.rows]).inputs)
+            finder = CutFinder(
+                partial(_nodes, seen), moved, originals=self.view.originals
+            )
+            with ExitStack() as stack:
+                # torch's own modules neither draw nor leave the graph.
+                if not self.view.is_plain:
+                    stack.enter_context(finder)
+                    stack.enter_context(draws_noted(self.view.draws))
+                outputs = self.view.outputs(own_copy(self._few.inputs))
+            if finder.uses_originals:
+                raise ValueError(_message(self.view.estimator_name, _ESCAPED))
             return outputs, seen.snapshot(), finder.cuts
 
     # -----------------------------------------------------------------------
@@ -391,7 +407,7 @@ class _Run:
             capture(self.view, layers, differentiable=False, whole_graph=True) as seen,
             torch.no_grad(),
         ):
-            alone = self.view.outputs(self._first.take([self.rows[row]]).inputs)
+            alone = self.view.outputs(self._few.take([row]).inputs)
             if not agree(alone, self.outputs.detach()[row : row + 1]):
                 self._refuse_outputs()
             reasons = dict(refused_calls(seen, layers, 1))
@@ -404,25 +420,21 @@ class _Run:
                     reasons[name] = _COUPLED.format(what=f"features of layer {name!r}")
         return reasons
 
-    def check_repeatable(self) -> None:
-        """Raise where the whole batch has other outputs the second time."""
-        everything = [*range(self._first.n_samples)]
-        with torch.no_grad():
-            once, twice = (
-                self.view.outputs(self._first.take(everything).inputs) for _ in range(2)
-            )
-        if not agree(once, twice):
-            raise ValueError(
-                _message(f"outputs of {self.view.estimator_name}", _RANDOM)
-            )
-
     def _refuse_outputs(self) -> None:
         """Say why outputs of a sample differ: chance, or the other samples."""
         with torch.no_grad():
-            again = self.view.outputs(self._first.take([*self.rows]).inputs)
+            again = self.view.outputs(own_copy(self._few.inputs))
         is_random = not agree(again, self.outputs.detach())
         template = _RANDOM if is_random else _COUPLED
         raise ValueError(_message(f"outputs of {self.view.estimator_name}", template))
+
+
+def _check_repeatable(view: TorchModel, batch: Batch) -> None:
+    """Raise where a whole batch has other outputs the second time."""
+    with torch.no_grad():
+        once, twice = (view.outputs(own_copy(batch.inputs)) for _ in range(2))
+    if not agree(once, twice):
+        raise ValueError(_message(f"outputs of {view.estimator_name}", _RANDOM))
 
 
 def _nodes(seen: Capture) -> dict[Any, str]:

@@ -57,6 +57,7 @@ class ModuleCopies:
         self.is_widened = False
         self._modules: dict[int, nn.Module] = {}
         self._tensors: dict[int, Tensor] = {}
+        self._functions: dict[int, types.FunctionType] = {}
         # Originals stay alive as long as their identities are keys.
         self._originals: list[Any] = []
 
@@ -86,6 +87,8 @@ class ModuleCopies:
             parts = [value.func, value.args, value.keywords]
             func, args, keywords = map(self.of, parts)
             return functools.partial(func, *args, **keywords)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
         if type(value) is weakref.ref:
             target = value()
             return value if self.of(target) is target else weakref.ref(self.of(target))
@@ -98,6 +101,51 @@ class ModuleCopies:
             same = all(mapped[key] is value[key] for key in value)
             return value if same else type(value)(mapped)
         return value
+
+    def _function(self, function: types.FunctionType) -> types.FunctionType:
+        """Copy of a function, a patched ``forward`` say, that names a module."""
+        known = self._functions.get(id(function))
+        if known is not None:
+            return known
+        # What it names may lead back to the function.
+        self._functions[id(function)] = function
+        self._originals.append(function)
+        cells = function.__closure__ or ()
+        try:
+            inner = [cell.cell_contents for cell in cells]
+        except ValueError:  # Nothing in it yet.
+            return function
+        own = [self.of(value) for value in inner]
+        names = [k for k in function.__code__.co_names if k in function.__globals__]
+        outer = {name: function.__globals__[name] for name in names}
+        named = {
+            name: self.of(value)
+            for name, value in outer.items()
+            # Functions of libraries name none of the user's modules.
+            if not isinstance(value, types.FunctionType)
+            or value.__globals__ is function.__globals__
+        }
+        if any(a is not b for a, b in zip(inner, own, strict=True)) or any(
+            value is not outer[name] for name, value in named.items()
+        ):
+            copy = types.FunctionType(
+                function.__code__,
+                {**function.__globals__, **named},
+                function.__name__,
+                function.__defaults__,
+                tuple(map(types.CellType, own)),
+            )
+            copy.__kwdefaults__ = function.__kwdefaults__
+            vars(copy).update(vars(function))
+            self._functions[id(function)] = copy
+        return self._functions[id(function)]
+
+    @property
+    def copied_parameters(self) -> frozenset[int]:
+        """Identities of the originals, which nothing of the copies should use."""
+        return frozenset(
+            key for key, copy in self._tensors.items() if isinstance(copy, nn.Parameter)
+        )
 
     def _module(self, module: nn.Module) -> nn.Module:
         """Copy of a module and of those in it."""

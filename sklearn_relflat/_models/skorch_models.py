@@ -69,6 +69,7 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         parameter = torch.empty(0, device=net.device)
     device, dtype = parameter.device, parameter.dtype
     link = _link(net, criterion)
+    is_plain = _is_plain(shadow, module)
     shadow.__dict__.update({} if live else {"device": device})
     return TorchModel(
         module=module,
@@ -76,13 +77,53 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         device=device,
         dtype=dtype,
         forward=shadow.infer,
-        read=SkorchReader(net, criterion, device, dtype),
+        read=SkorchReader(net, criterion, device, dtype, share=is_plain),
         training_loss=partial(loss_from_criterion, criterion),
         link=link,
         is_widened=not live and copies.is_widened,
+        is_plain=is_plain,
+        originals=copies.copied_parameters,
         trained=trained_loss(net, shadow, criterion, link),
         shared=tuple(shared),
     )
+
+
+# They draw in evaluation mode too, take fused attention, or call a user's function.
+_NOT_PLAIN = (
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+)
+
+
+def _is_plain(net: NeuralNet, module: nn.Module) -> bool:
+    """Whether a forward pass runs nothing but torch's own modules, not in place."""
+    torch_hooks = nn.modules.module
+    if (
+        type(net).infer is not NeuralNet.infer
+        or "infer" in vars(net)
+        or torch_hooks._global_forward_hooks
+        or torch_hooks._global_forward_pre_hooks
+    ):
+        return False
+    return all(
+        _written_in(part.forward).startswith("torch.nn.modules.")
+        and "forward" not in vars(part)
+        and type(part).__call__ is nn.Module.__call__
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        and not getattr(part, "inplace", False)
+        and not isinstance(part, _NOT_PLAIN)
+        for part in module.modules()
+    )
+
+
+def _written_in(function: Any) -> str:
+    """Name of the module that a function was written in, whatever it says of itself."""
+    return getattr(function, "__globals__", {}).get("__name__", "")
 
 
 def _uncompiled(module: Any) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
 
@@ -62,6 +62,12 @@ class TorchModel:
         What forward passes called that draws from the global random streams.
     is_widened : bool
         Whether the module has a copy of the model's parameters in single precision.
+    is_plain : bool
+        Whether a forward pass runs nothing but torch's own modules of known kinds: it
+        neither writes to its inputs, nor draws, nor takes fused attention.
+    originals : frozenset of int
+        Identities of the parameters that `module` has copies of: a forward pass that
+        uses them leaves the private module.
     shared : tuple of torch.nn.Module
         Modules of others that are used as they are; all else is private to this view.
     """
@@ -80,6 +86,8 @@ class TorchModel:
     trained: TrainedLoss | None = None
     draws: list[str] = dataclasses.field(default_factory=list)
     is_widened: bool = False
+    is_plain: bool = False
+    originals: frozenset[int] = frozenset()
     shared: tuple[nn.Module, ...] = ()
 
     @cached_property
@@ -155,10 +163,9 @@ class TorchModel:
             Raw outputs: logits for a classifier. Where the module ends in the link
             function, the very tensor that entered it.
         """
-        with (
-            self._explained_input_errors(inputs),
-            PlainMath(self.device, self.draws),
-        ):
+        # Watching each function costs, and there is nothing to watch in torch's own.
+        watch = nullcontext() if self.is_plain else PlainMath(self.device, self.draws)
+        with self._explained_input_errors(inputs), watch:
             if self.link is None:
                 outputs = first_output(self.forward(inputs))
             else:

@@ -1,6 +1,7 @@
 """Views of models: outputs, batches, untouched state and bad input."""
 
 import copy
+import functools
 import random
 import warnings
 from contextlib import nullcontext
@@ -775,7 +776,7 @@ def test_a_look_at_the_first_samples(name):
     assert [batch.start for batch in source] == [0, 32, 64]
 
 
-def test_a_look_reads_no_more_than_it_returns():
+def test_few_samples_are_read_alone():
     read = []
 
     class Watched(np.ndarray):
@@ -784,8 +785,12 @@ def test_a_look_reads_no_more_than_it_returns():
             return np.asarray(self)[rows]
 
     net = make_net(Dense(), criterion=nn.CrossEntropyLoss)
-    as_torch_model(net).batches(X32.view(Watched), INDEX).first(2)
-    assert read == [slice(0, 2)]
+    source = as_torch_model(net).batches(X32.view(Watched), INDEX)
+    source.first(2)
+    few, rows = next(source.glances())
+    assert [[*range(len(X32))[part]] for part in read] == [[0, 1], [*rows]]
+    assert few.n_samples == len(rows) == 3
+    assert np.array_equal(few.inputs.numpy(), X32[list(rows)])
 
 
 @pytest.mark.parametrize("start", [0, 3])
@@ -911,6 +916,90 @@ def test_a_module_that_works_in_place_leaves_the_data_alone():
         run(view, tensor, INDEX)
         np.testing.assert_array_equal(inputs, X32)
         assert torch.equal(tensor, XT)
+
+
+def _halved(x):
+    return x.mul_(0.5)
+
+
+def _with_own_forward(module):
+    class Halving(nn.Flatten):
+        def forward(self, x):
+            return super().forward(_halved(x))
+
+    return nn.Sequential(Halving(), *module)
+
+
+def _with_hook(module):
+    module[0].register_forward_pre_hook(lambda part, args: (_halved(*args),))
+    return module
+
+
+def _with_replaced_forward(module):
+    whole = module.forward
+    module.forward = lambda x: whole(_halved(x))
+    return module
+
+
+def _with_patched_class(module):
+    class Patched(type(module)):
+        pass
+
+    # It says that it was written in torch.
+    Patched.forward = functools.wraps(nn.Sequential.forward)(
+        lambda self, x: nn.Sequential.forward(self, _halved(x))
+    )
+    module.__class__ = Patched
+    return module
+
+
+class HalvingNet(NeuralNet):
+    def infer(self, x, **fit_params):
+        return super().infer(_halved(x), **fit_params)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_own_forward,
+        _with_hook,
+        _with_replaced_forward,
+        _with_patched_class,
+        lambda module: nn.Sequential(nn.Hardtanh(-1e9, 1e9, inplace=True), *module),
+        None,
+    ],
+)
+def test_inputs_are_shared_only_with_what_leaves_them_alone(change):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(M, K))
+    plain = make_net(module, criterion=nn.CrossEntropyLoss)
+    tensor = XT.clone()
+    view = as_torch_model(plain)
+    (first, *_) = view.batches(tensor, INDEX)
+    assert view.is_plain
+    assert first.inputs.data_ptr() == tensor.data_ptr()
+    expected = relative_flatness(plain, 0.5 * XT, INDEX).value
+    if change is None:
+        net = HalvingNet(
+            module, nn.CrossEntropyLoss, train_split=None, batch_size=32
+        ).initialize()
+    else:
+        net = make_net(change(module), criterion=nn.CrossEntropyLoss)
+        if "Hardtanh" in str(net.module_):
+            expected = relative_flatness(plain, XT, INDEX).value
+    assert not as_torch_model(net).is_plain
+    assert relative_flatness(net, tensor, INDEX).value == pytest.approx(expected)
+    assert torch.equal(tensor, XT)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.FractionalMaxPool2d(2, 2), nn.Flatten(), nn.Linear(4, K)),
+        nn.Sequential(nn.TransformerEncoderLayer(4, 1, 4), nn.Linear(4, K)),
+    ],
+)
+def test_modules_that_draw_or_take_fused_attention_are_watched(module):
+    assert not as_torch_model(make_net(module, criterion=nn.CrossEntropyLoss)).is_plain
 
 
 def test_read_only_inputs():

@@ -29,6 +29,7 @@ from sklearn_relflat import (
     output_change,
     relative_flatness,
     reparameterize_layers,
+    sam_sharpness,
     weight_norm,
 )
 from sklearn_relflat._selection.flattest_within import CannotChooseError
@@ -479,3 +480,134 @@ def test_advice_on_computed_weights_can_be_followed(wrap, advice, follow):
     follow(net.module_)
     assert relative_flatness(net, X, Y).value == pytest.approx(kappa, rel=1e-5)
     assert hessian_max_eigenvalue(net, X, Y, random_state=0).value > 0
+
+
+# ---------------------------------------------------------------------------
+# Ways from a module to its own parts that are no attributes
+# ---------------------------------------------------------------------------
+PLACES = {}
+
+
+def _body():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def _patched():
+    module = _body()
+    whole = module.forward
+    module.forward = lambda x, *, factor=2.0: factor * whole(x)
+    return module
+
+
+def _patched_by_names():
+    # What a notebook does: the names are global.
+    names = {"nn": nn, "_body": _body}
+    exec(
+        "module = _body()\n"
+        "whole = module.forward\n"
+        "def doubled(z): return 2 * z\n"
+        "module.forward = lambda x: doubled(whole(x))",
+        names,
+    )
+    return names["module"]
+
+
+def _hooked():
+    module = _body()
+    last = module[2]
+
+    def double(_, args, z):
+        return z + F.linear(args[0], last.weight, last.bias)
+
+    module[2].register_forward_hook(double)
+    return module
+
+
+class _Caller:
+    """No module, but it holds one."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, x):
+        return self.module(x)
+
+
+class _ThroughObject(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = _body()
+        self.call = _Caller(self.body)
+
+    def forward(self, x):
+        return self.call(x)
+
+
+class _ThroughGlobal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = PLACES["body"] = _body()
+
+    def forward(self, x):
+        return PLACES["body"](x)
+
+
+def _measured_net(module):
+    net = NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, train_split=None, batch_size=7
+    ).initialize()
+    net.module_.double()
+    return net
+
+
+@pytest.mark.parametrize("make", [_patched, _patched_by_names])
+def test_a_patched_forward_is_measured_on_its_own_parts(make):
+    X, y = torch.randn(20, 4).double(), torch.arange(20) % 3
+    module = make()
+
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = _body()
+
+        def forward(self, x):
+            return 2 * self.body(x)
+
+    same = Doubled()
+    same.body.load_state_dict(module.state_dict())
+    same = _measured_net(same)
+    net = _measured_net(module)
+    for layer in ("0", "2"):
+        for measure in (relative_flatness, hessian_trace):
+            expected = measure(same, X, y, layer=f"body.{layer}").value
+            found = measure(net, X, y, layer=layer).value
+            assert found == pytest.approx(expected, rel=1e-9)
+    assert not net.module_[0]._forward_hooks
+
+
+def test_a_second_use_in_the_closure_of_a_hook_is_seen():
+    X, y = torch.randn(20, 4).double(), torch.arange(20) % 3
+    net = _measured_net(_hooked())
+    with pytest.raises(ValueError, match="used in another way"):
+        relative_flatness(net, X, y, layer="2")
+    weight = net.module_[2].weight
+
+    def risk(w):
+        h = torch.tanh(net.module_[0](X))
+        return F.cross_entropy(2 * F.linear(h, w, net.module_[2].bias), y)
+
+    hessian = torch.autograd.functional.hessian(risk, weight.detach())
+    expected = float(torch.einsum("ijij->", hessian))
+    assert hessian_trace(net, X, y, layer="2").value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", [_ThroughObject, _ThroughGlobal])
+def test_parts_that_a_private_copy_cannot_reach_are_refused(kind):
+    X, y = torch.randn(20, 4).double(), torch.arange(20) % 3
+    net = _measured_net(kind())
+    for layer in ("body.0", "body.2", "all"):
+        for measure in (relative_flatness, hessian_trace, sam_sharpness):
+            if (measure, layer) == (relative_flatness, "all"):
+                continue
+            with pytest.raises(ValueError, match="to its own parts by another way"):
+                measure(net, X, y, layer=layer)
