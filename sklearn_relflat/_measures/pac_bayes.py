@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import bisect
 
 from sklearn_relflat._curvature.linearization import wide
 from sklearn_relflat._curvature.problem import Problem, open_problem
@@ -21,6 +22,7 @@ from sklearn_relflat._measures.weight_space import Point, WeightSpace
 _MAX_DOUBLINGS = 10
 # Noise this much smaller than the weights is lost in double precision.
 _MAX_HALVINGS = 50
+_DOUBLE = math.log(2)
 
 
 def pac_bayes_flatness(
@@ -151,17 +153,18 @@ def pac_bayes_of(
     noise = _Noise(problem, metric, magnitude_aware, n_draws)
     loss_before, badness_before = noise.at_weights()
     search = _Search(noise.badness, badness_before + drop, rtol)
-    low, high = search.bracket(noise.unit())
+    log_low, log_high = search.bracket(noise.unit())
     name = "pac_bayes_flatness"
     method = "magnitude_aware_bisection" if magnitude_aware else "bisection"
-    if math.isinf(low):
+    if math.isinf(log_low):
         return measured(problem, name, 0.0, method=method, mean_loss=loss_before)
+    low, high = math.exp(log_low), math.exp(log_high)
     return measured(
         problem,
         name,
         low**-2,
         method=method,
-        stderr=2 * low**-3 * search.stderr(low, badness_before),
+        stderr=2 * low**-3 * search.stderr(log_low, badness_before),
         tolerance=low**-2 - high**-2,
         mean_loss=loss_before,
     )
@@ -279,58 +282,61 @@ class _Noise:
 # ---------------------------------------------------------------------------
 @dataclass
 class _Search:
-    """Where the mean badness first exceeds a limit."""
+    """Where the mean badness first exceeds a limit, on a scale of logarithms."""
 
     badness: Callable[[float], np.ndarray]
     limit: float
     rtol: float
     seen: dict[float, np.ndarray] = field(default_factory=dict)
 
-    def at(self, sigma: float) -> np.ndarray:
-        """Badness at sigma, computed once."""
-        if sigma not in self.seen:
-            self.seen[sigma] = self.badness(sigma)
-        return self.seen[sigma]
+    def at(self, log_sigma: float) -> np.ndarray:
+        """Badness under noise of some size, computed once."""
+        if log_sigma not in self.seen:
+            self.seen[log_sigma] = self.badness(math.exp(log_sigma))
+        return self.seen[log_sigma]
 
-    def exceeds(self, sigma: float) -> bool:
-        """Whether noise of this size is too much."""
+    def excess(self, log_sigma: float) -> float:
+        """Whether noise of this size is too much: 1 or -1."""
         # Rounding of a mean of counts must not decide.
-        return bool(self.at(sigma).mean() > self.limit + 1e-12 * abs(self.limit))
+        limit = self.limit + 1e-12 * abs(self.limit)
+        mean = float(self.at(log_sigma).mean())
+        # What overflows to NaN is too much as well.
+        return -1.0 if mean <= limit else 1.0
 
     def bracket(self, unit: float) -> tuple[float, float]:
-        """Neighbouring standard deviations of which only the larger is too much."""
-        low, high = 0.0, unit / 8
-        while not self.exceeds(high):
-            low, high = high, 2 * high
-            if high > unit * 2**_MAX_DOUBLINGS:
+        """Neighbouring sizes, as logarithms, of which only the larger is too much."""
+        start = math.log(unit)
+        low, high = -math.inf, start - 3 * _DOUBLE
+        while self.excess(high) < 0:
+            low, high = high, high + _DOUBLE
+            if high > start + _MAX_DOUBLINGS * _DOUBLE:
                 return math.inf, math.inf
-        while low == 0.0:
-            if high < unit * 2.0**-_MAX_HALVINGS:
+        while low == -math.inf:
+            if high < start - _MAX_HALVINGS * _DOUBLE:
                 raise ValueError(
                     "The accuracy or loss gets worse by more than drop under the "
-                    f"smallest noise, of standard deviation {high!r}: the outputs of "
-                    "several classes are equal. Train the model first."
+                    f"smallest noise, of standard deviation {math.exp(high)!r}: the "
+                    "outputs of several classes are equal. Train the model first."
                 )
-            if self.exceeds(high / 2):
-                high /= 2
+            if self.excess(high - _DOUBLE) > 0:
+                high -= _DOUBLE
             else:
-                low = high / 2
-        while high > low * (1 + self.rtol):
-            middle = math.sqrt(low * high)
-            if self.exceeds(middle):
-                high = middle
-            else:
-                low = middle
-        return low, high
+                low = high - _DOUBLE
+        bisect(self.excess, low, high, xtol=math.log1p(self.rtol))
+        inside = [t for t in self.seen if low <= t <= high]
+        return (
+            max(t for t in inside if self.excess(t) < 0),
+            min(t for t in inside if self.excess(t) > 0),
+        )
 
-    def stderr(self, sigma: float, start: float) -> float:
+    def stderr(self, log_sigma: float, start: float) -> float:
         """Divide the standard error of the mean badness by its slope in sigma."""
-        draws = self.at(sigma)
+        draws, sigma = self.at(log_sigma), math.exp(log_sigma)
         error = float(draws.std(ddof=1)) / math.sqrt(len(draws))
         if not error:
             return 0.0
         below, above = sigma / 1.25, sigma * 1.25
-        rise = float(np.mean(self.at(above)) - np.mean(self.at(below)))
+        rise = float(np.mean(self.badness(above)) - np.mean(self.badness(below)))
         slope = rise / (above - below)
         if not (math.isfinite(slope) and slope > 0):
             # The chord from no noise: the limit exceeds the start.
