@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from torch import Tensor
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._data.inputs import is_finite
 from sklearn_relflat._layers.autograd_graph import is_piecewise_linear
-from sklearn_relflat._layers.capture import Capture, LayerCall, check_calls
-from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._layers.capture import Capture, LayerCall, check_calls, nodes_of
+from sklearn_relflat._layers.cuts import CutFinder
+from sklearn_relflat._layers.layers import WeightLayer, weights_of
 from sklearn_relflat._layers.look import Look
 from sklearn_relflat._layers.own_forward import (
     agree,
@@ -186,7 +188,15 @@ def run_layers(
     OverwrittenError
         If the module overwrites what was captured without a copy.
     """
-    outputs = seen.run(view, batch.inputs)
+    if look is None or view.is_plain:
+        outputs = seen.run(view, batch.inputs)
+    else:
+        finder = CutFinder(
+            partial(nodes_of, seen), weights=weights_of(layers), running=seen.running
+        )
+        with finder:
+            outputs = seen.run(view, batch.inputs)
+        look.check_places(finder, layers)
     view.check_outputs(outputs, batch)
     check_calls(seen, layers, batch.n_samples)
     calls = {name: seen[name] for name in layers}
@@ -254,8 +264,9 @@ class Linearization(LossPoint):
         if self.n_samples < 2:
             return
         cotangent = noise_like(self.outputs)
-        numbers = torch.arange(self.n_samples, device=self.outputs.device) % 7 + 1.0
-        numbers = numbers.to(self.outputs.dtype)
+        # No two samples share a number.
+        order = torch.arange(self.n_samples, device=self.outputs.device)
+        numbers = 1 + 7 * (order * 0.6180339887498949).frac().to(self.outputs.dtype)
         plain = self.pull_back(cotangent)
         scaled = self.pull_back(
             cotangent * numbers.reshape(-1, *[1] * (cotangent.dim() - 1))

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sklearn_relflat._layers.kinds import LayerKind
 from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._models.state import frozen
 from sklearn_relflat._models.torch_model import TorchModel
 
 
@@ -97,20 +98,27 @@ class Capture:
     copies : bool
         Whether features are copied, and the preactivations that the module goes on
         with.
+    differentiable : bool
+        Whether the outputs can be differentiated in the preactivations.
     calls : dict of str to list of LayerCall
         The calls of each layer.
+    running : list of str
+        Layers whose own forward is running.
     odd : dict of str to str
         Layers with a call that does not take one tensor and give one, and what it was.
     """
 
     copies: bool
+    differentiable: bool = False
     calls: dict[str, list[LayerCall]] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
     _watched: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def clear(self) -> None:
         """Forget the last forward pass."""
         self.calls.clear()
+        self.running.clear()
         self._watched.clear()
 
     def snapshot(self) -> Capture:
@@ -149,6 +157,10 @@ class Capture:
             What the module raises.
         """
         self.clear()
+        # From the start, and not only from the first layer on: a block of the module's
+        # own that ends behind it would put back what it found.
+        if self.differentiable:
+            torch.set_grad_enabled(True)
         try:
             outputs = view.outputs(inputs)
         except RuntimeError as error:
@@ -243,7 +255,7 @@ def capture(
     capture : Capture
         Filled by each forward pass; call ``clear()`` between two of them.
     """
-    seen = Capture(copies)
+    seen = Capture(copies, differentiable)
 
     def record(
         name: str,
@@ -253,10 +265,9 @@ def capture(
         z: Tensor,
         batch_dim: int,
     ) -> Tensor:
-        if differentiable and not whole_graph:
+        if differentiable and not whole_graph and not z.requires_grad:
             # The graph begins at the first layer that is measured.
-            torch.set_grad_enabled(True)
-            z = z if z.requires_grad else z.detach().requires_grad_()
+            z = z.detach().requires_grad_()
         passed_on = z.clone() if copies and (differentiable or whole_graph) else z
         if whole_graph or not copies:
             seen.watch(x, passed_on)
@@ -270,6 +281,7 @@ def capture(
 
     def hook_for(name: str, kind: LayerKind) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            seen.running.remove(name)
             x = args[0] if args else kwargs.get("input")
             if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
                 seen.odd[name] = (
@@ -283,15 +295,15 @@ def capture(
 
     projections = _projections(layers)
     with ExitStack() as stack:
-        for layer in layers.values():
-            hook = hook_for(layer.name, layer.kind)
-            for handle in _hooks(layer, hook, seen, own_input=whole_graph):
-                stack.callback(handle.remove)
+        for handle in _hooks(layers, hook_for, seen, own_input=whole_graph):
+            stack.callback(handle.remove)
         # Without attention there is nothing to intercept, and interception costs.
         if projections:
             stack.enter_context(_AttentionProjection(projections, record))
         stack.callback(seen.clear)
-        stack.enter_context(torch.set_grad_enabled(whole_graph))
+        stack.enter_context(torch.set_grad_enabled(differentiable or whole_graph))
+        if differentiable and view.originals:
+            stack.enter_context(frozen(view.module))
         yield seen
 
 
@@ -308,9 +320,17 @@ def _projections(
 
 
 def _hooks(
-    layer: WeightLayer, hook: Callable[..., Any], seen: Capture, *, own_input: bool
+    layers: dict[str, WeightLayer],
+    hook_for: Callable[[str, LayerKind], Callable[..., Any]],
+    seen: Capture,
+    *,
+    own_input: bool,
 ) -> Iterator[RemovableHandle]:
-    """Register the hooks of one layer."""
+    """Register the hooks of some layers."""
+
+    def before(name: str) -> Callable[..., Any]:
+        """Make a hook for the start of a call."""
+        return lambda module, args: seen.running.append(name)
 
     def copy_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Give a layer its own input: what torch saves must not be overwritten."""
@@ -319,11 +339,25 @@ def _hooks(
             arg.clone() if isinstance(arg, Tensor) else arg for arg in args
         ), kwargs
 
-    for module in layer.modules:
-        if own_input:
-            yield module.register_forward_pre_hook(copy_input, with_kwargs=True)
-        # Before the user's hooks: what they do belongs to the head.
-        yield module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+    for name, layer in layers.items():
+        start, stop = before(name), hook_for(name, layer.kind)
+        for module in layer.modules:
+            # Hooks that compute the weight are part of the layer.
+            yield module.register_forward_pre_hook(start, prepend=True)
+            if own_input:
+                yield module.register_forward_pre_hook(copy_input, with_kwargs=True)
+            # Before the user's hooks: what they do belongs to the head.
+            yield module.register_forward_hook(stop, with_kwargs=True, prepend=True)
+
+
+def nodes_of(seen: Capture) -> dict[Any, str]:
+    """Where the layers that were called so far are in the graph."""
+    return {
+        call.passed_on.grad_fn: name
+        for name, calls in seen.calls.items()
+        for call in calls
+        if call.passed_on.grad_fn is not None
+    }
 
 
 def refused_calls(

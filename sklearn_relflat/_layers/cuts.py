@@ -7,28 +7,31 @@ detached tensors make torch's derivatives those of another function, without a w
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 _APPLY: Any = Function.apply
 _DATA: Any = Tensor.data
-# They hand the numbers of a tensor on without its graph.
-_DETACHING = (
-    torch.detach,
-    Tensor.detach,
-    _DATA.__get__,
+# They hand the numbers of a tensor on, not as tensors.
+_LEAVING = (
     Tensor.numpy,
     Tensor.tolist,
     Tensor.item,
     Tensor.__float__,
     Tensor.__array__,
 )
+
+
+def _allocates(name: str) -> bool:
+    """Whether a function takes the shape of a tensor, and not its numbers."""
+    return name.endswith("_like") or (name.startswith("new_") and name != "new_tensor")
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -51,7 +54,7 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 @dataclass
 class Cut:
-    """A place where dependent numbers leave the graph."""
+    """A place where dependent numbers leave the graph, or a weight is used."""
 
     name: str
     origins: frozenset[str]
@@ -71,11 +74,16 @@ class CutFinder(TorchFunctionMode):
         anything comes of it.
     originals : frozenset of int
         Identities of tensors of which the module has copies.
+    weights : dict of int to str
+        Names of layers by the identities of their weights.
+    running : collection of str
+        The layers whose own forward is running, at any time.
 
     Attributes
     ----------
-    cuts : list of Cut
-        The places, in the order of the forward pass.
+    cuts, uses : list of Cut
+        The places, in the order of the forward pass; where a weight is used while its
+        layer is not running.
     uses_originals : bool
         Whether a function got one of the originals.
     """
@@ -83,8 +91,11 @@ class CutFinder(TorchFunctionMode):
     nodes: Callable[[], dict[Any, str]]
     moved: str | None = None
     originals: frozenset[int] = frozenset()
+    weights: dict[int, str] = field(default_factory=dict)
+    running: Collection[str] = ()
     uses_originals: bool = False
     cuts: list[Cut] = field(default_factory=list)
+    uses: list[Cut] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -93,37 +104,75 @@ class CutFinder(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.originals and not self.originals.isdisjoint(
-            map(id, _tensors([*args, *kwargs.values()]))
-        ):
+        tensors = [*_tensors([*args, *kwargs.values()])]
+        name = getattr(func, "__name__", str(func))
+        if func in (_DATA.__get__, _DATA.__set__):
+            name = "data"
+        if not self.originals.isdisjoint(map(id, tensors)):
             self.uses_originals = True
-        recording = torch.is_grad_enabled()
-        if recording and not torch.is_inference_mode_enabled():
+        used = self._used(func, tensors)
+        # An operation in place takes them from its argument.
+        behind = [t.grad_fn for t in tensors if t.requires_grad and t.grad_fn]
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             # Inference tensors cannot be used in a graph, their copies can.
             args = tuple(_map_tensors(_outside_inference, arg) for arg in args)
-        detaches = func in _DETACHING
-        if recording and not detaches:
-            return func(*args, **kwargs)
-        origins = self._origins([*_tensors([*args, *kwargs.values()])])
-        if detaches:
-            # Of a tensor in the graph, torch warns, and makes no array.
-            args = tuple(_map_tensors(Tensor.detach, arg) for arg in args)
-        if not origins or _is_inside_function():
-            return func(*args, **kwargs)
-        self.cuts.append(Cut(getattr(func, "__name__", str(func)), origins))
-        if self.moved not in origins:
-            return func(*args, **kwargs)
-        if detaches:
-            return func(*(_map_tensors(_disturbed, arg) for arg in args), **kwargs)
-        return _map_tensors(_disturbed, func(*args, **kwargs))
+        if self.moved in used:
+            args = tuple(_map_tensors(self._weight_moved, arg) for arg in args)
+        leaves = func in _LEAVING
+        if leaves and behind:
+            args = self._leaving(name, args, behind)
+        result = func(*args, **kwargs)
+        numbers = [t for t in _tensors([result]) if t.is_floating_point()]
+        if used and (numbers or leaves):
+            self.uses.append(Cut(name, used))
+        if behind and not (all(t.requires_grad for t in numbers) or _allocates(name)):
+            origins = self._note(name, behind)
+            if self.moved in origins:
+                return _moved_result(result, tensors)
+        return result
 
-    def _origins(self, tensors: list[Tensor]) -> frozenset[str]:
-        """Names of what some tensors depend on."""
-        stack = [t.grad_fn for t in tensors if t.requires_grad and t.grad_fn]
-        if not stack:
+    def _leaving(self, name: str, args: Any, behind: list[Any]) -> Any:
+        """Note that numbers leave torch, and return the arguments for it."""
+        # Of a tensor in the graph, torch warns, and makes no array.
+        args = tuple(_map_tensors(Tensor.detach, arg) for arg in args)
+        if self.moved in self._note(name, behind):
+            args = tuple(_map_tensors(_disturbed, arg) for arg in args)
+        return args
+
+    def places(self, origin: str) -> tuple[list[str], list[str]]:
+        """Names of the functions at cuts behind a layer, and at uses of its weight."""
+        cuts, uses = (
+            sorted({place.name for place in places if origin in place.origins})
+            for places in (self.cuts, self.uses)
+        )
+        return cuts, uses
+
+    def _note(self, name: str, behind: list[Any]) -> frozenset[str]:
+        """Note a cut behind some nodes; return what they depend on."""
+        if _is_inside_function():
             return frozenset()
+        origins = self._origins(behind)
+        if origins:
+            self.cuts.append(Cut(name, origins))
+        return origins
+
+    def _used(self, func: Any, tensors: list[Tensor]) -> frozenset[str]:
+        """Layers whose weights are arguments although they are not running."""
+        # Attention hands the weight of its projection to this function.
+        if not self.weights or func is F.multi_head_attention_forward:
+            return frozenset()
+        names = {self.weights[id(t)] for t in tensors if id(t) in self.weights}
+        return frozenset(names.difference(self.running))
+
+    def _weight_moved(self, tensor: Tensor) -> Tensor:
+        """Disturb the weight of the layer in question."""
+        mine = self.weights.get(id(tensor)) == self.moved
+        return _disturbed(tensor) if mine else tensor
+
+    def _origins(self, behind: list[Any]) -> frozenset[str]:
+        """Names of what some nodes of the graph depend on."""
         nodes = self.nodes()
-        known = set(stack)
+        stack, known = [*behind], set(behind)
         found = set()
         while stack:
             node = stack.pop()
@@ -133,6 +182,14 @@ class CutFinder(TorchFunctionMode):
             known |= new
             stack.extend(new)
         return frozenset(found)
+
+
+def _moved_result(result: Any, arguments: list[Tensor]) -> Any:
+    """Disturb what a function returns, in place where it worked in place."""
+    if any(result is tensor for tensor in arguments):
+        with torch.no_grad():
+            return result.copy_(_disturbed(result))
+    return _map_tensors(_disturbed, result)
 
 
 def is_moved(outputs: Tensor, reference: Tensor) -> bool:

@@ -63,6 +63,17 @@ class WeightLayer:
         return self.weight.shape[1]
 
 
+def weights_of(layers: dict[str, WeightLayer]) -> dict[int, str]:
+    """Names of layers by the identities of the parameters that make their weights."""
+    return {
+        id(parameter): name
+        for name, layer in layers.items()
+        for module in layer.modules
+        for key, parameter in module.named_parameters()
+        if key != "bias"
+    }
+
+
 def _weight_key(module: nn.Module) -> int:
     """Identity of a weight: tied modules share it, parametrized ones do not."""
     parameter = dict(module.named_parameters(recurse=False)).get("weight")

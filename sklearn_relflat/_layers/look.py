@@ -17,6 +17,7 @@ What fails is said by layer, so that a layer can be measured although another ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,19 +34,20 @@ from sklearn_relflat._layers.capture import (
     LayerCall,
     capture,
     is_output,
+    nodes_of,
     refused_calls,
 )
-from sklearn_relflat._layers.cuts import Cut, CutFinder, is_moved
-from sklearn_relflat._layers.layers import WeightLayer
+from sklearn_relflat._layers.cuts import CutFinder, is_moved
+from sklearn_relflat._layers.layers import WeightLayer, weights_of
 from sklearn_relflat._layers.own_forward import (
     agree,
-    differentiable,
     noise_like,
     own_forward_fault,
     weight_gradient,
 )
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.draws import draws_noted
+from sklearn_relflat._models.state import differentiable
 from sklearn_relflat._models.torch_model import TorchModel
 
 # Samples that a look takes at the least, if there are so many.
@@ -74,6 +76,9 @@ class Look:
         What entered each call of the layers that were looked at.
     refusals : dict of str to str
         Why a layer cannot be measured, by its name.
+    places : set of tuple of (str, str)
+        Functions and layers where numbers leave the graph or a weight is used outside
+        of its layer, without harm.
     cut : set of str
         Those of them whose numbers leave torch's graph on their way to the outputs.
     """
@@ -88,6 +93,34 @@ class Look:
     features: dict[str, list[Tensor]] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    places: set[tuple[str, str]] = field(default_factory=set)
+
+    def check_places(self, found: CutFinder, layers: Iterable[str]) -> None:
+        """Compare what a batch shows with the samples that were looked at.
+
+        Parameters
+        ----------
+        found : CutFinder
+            What was found in the forward pass of the batch.
+        layers : iterable of str
+            The layers that are measured.
+
+        Raises
+        ------
+        ValueError
+            If numbers leave the graph, or a weight is used, at another place.
+        """
+        for name in layers:
+            cuts, uses = found.places(name)
+            new = [p for p in (*cuts, *uses) if (p, name) not in self.places]
+            if new:
+                raise ValueError(
+                    f"Layer {name!r} cannot be measured: for some samples, its weight "
+                    "is used in another way than by its calls as a module, or its "
+                    "outputs leave torch's graph "
+                    f"({', '.join(new)}), which the first samples did not show. Let "
+                    "the module treat all samples alike, or choose another layer."
+                )
 
     def check_batch(
         self, batch: Batch, outputs: Tensor, calls: dict[str, list[LayerCall]]
@@ -207,6 +240,7 @@ def look_at(
             else:
                 look.refusals.update(found.refusals)
                 look.cut.update(found.cut)
+                look.places.update(found.places)
             n_seen += len(found.rows)
             # Batches of one or two samples show little each.
             if n_seen >= _MIN_SAMPLES:
@@ -269,6 +303,12 @@ def _summary(
         },
         refusals=refusals,
         cut=run.cut,
+        places={
+            (place, name)
+            for name in sound
+            for places in run.found.places(name)
+            for place in places
+        },
     )
 
 
@@ -286,16 +326,20 @@ class _Run:
         self.rows = rows
         self._few = few
         self._layers = layers
-        self.outputs, self.seen, self._cuts = self._forward()
+        self.outputs, self.seen, self.found = self._forward()
         self.cut: set[str] = set()
 
-    def _forward(self, moved: str | None = None) -> tuple[Tensor, Capture, list[Cut]]:
+    def _forward(self, moved: str | None = None) -> tuple[Tensor, Capture, CutFinder]:
         """Run the samples together, from the parameters on in the graph."""
         with capture(
             self.view, self._layers, differentiable=False, whole_graph=True
         ) as seen:
             finder = CutFinder(
-                partial(_nodes, seen), moved, originals=self.view.originals
+                partial(nodes_of, seen),
+                moved,
+                self.view.originals,
+                weights_of(self._layers),
+                seen.running,
             )
             with ExitStack() as stack:
                 # torch's own modules neither draw nor leave the graph.
@@ -305,7 +349,7 @@ class _Run:
                 outputs = self.view.outputs(own_copy(self._few.inputs))
             if finder.uses_originals:
                 raise ValueError(_message(self.view.estimator_name, _ESCAPED))
-            return outputs, seen.snapshot(), finder.cuts
+            return outputs, seen.snapshot(), finder
 
     # -----------------------------------------------------------------------
     def fault_of(self, layer: WeightLayer) -> str | None:
@@ -325,37 +369,26 @@ class _Run:
             reason = own_forward_fault(call)
             if reason is not None:
                 return reason
-        if any(layer.name in cut.origins for cut in self._cuts):
-            reason = self._cut_behind(layer.name)
-            if reason is not None:
-                self.cut.add(layer.name)
-                return reason
+        cuts, uses = self.found.places(layer.name)
+        if (cuts or uses) and is_moved(self._forward(layer.name)[0], self.outputs):
+            if not cuts:
+                return _used_elsewhere(uses)
+            self.cut.add(layer.name)
+            return (
+                "its outputs reach those of the model on a way that torch does not "
+                f"differentiate ({', '.join(cuts)}: torch.no_grad, detach, .data, "
+                ".item() or a re-entrant checkpoint behind it), so that the "
+                "derivatives are those of another function. Choose a layer behind "
+                "the cut, or remove it"
+            )
         try:
             accounted = self._accounts_for_gradient(layer)
         except RuntimeError as error:
             raise_out_of_memory(error)
             return f"torch cannot differentiate the outputs in its weight ({error})"
         if not accounted:
-            return (
-                "the gradient that torch gives in its weight is not the one that its "
-                "calls as a module account for: the weight is used in another way as "
-                "well (a functional call, an embedding, a list that holds it). Give "
-                "the other use a weight of its own, or choose another layer"
-            )
+            return _used_elsewhere(uses)
         return None
-
-    def _cut_behind(self, name: str) -> str | None:
-        """Whether numbers of a layer come to the outputs on a way without graph."""
-        outputs, _, _ = self._forward(moved=name)
-        if not is_moved(outputs, self.outputs):
-            return None
-        names = sorted({cut.name for cut in self._cuts if name in cut.origins})
-        return (
-            "its outputs reach those of the model on a way that torch does not "
-            f"differentiate ({', '.join(names)}: torch.no_grad, detach, .data, .item() "
-            "or a re-entrant checkpoint behind it), so that the derivatives are those "
-            "of another function. Choose a layer behind the cut, or remove it"
-        )
 
     def _accounts_for_gradient(self, layer: WeightLayer) -> bool:
         """Whether the calls of a layer explain the gradient in its weight."""
@@ -429,22 +462,23 @@ class _Run:
         raise ValueError(_message(f"outputs of {self.view.estimator_name}", template))
 
 
+def _used_elsewhere(uses: list[str]) -> str:
+    """Say that a weight acts in another way than by its layer."""
+    where = f"{', '.join(uses)}: " if uses else ""
+    return (
+        "the gradient that torch gives in its weight is not the one that its calls as "
+        f"a module account for: the weight is used in another way as well ({where}a "
+        "functional call, an embedding, a list that holds it). Give the other use a "
+        "weight of its own, or choose another layer"
+    )
+
+
 def _check_repeatable(view: TorchModel, batch: Batch) -> None:
     """Raise where a whole batch has other outputs the second time."""
     with torch.no_grad():
         once, twice = (view.outputs(own_copy(batch.inputs)) for _ in range(2))
     if not agree(once, twice):
         raise ValueError(_message(f"outputs of {view.estimator_name}", _RANDOM))
-
-
-def _nodes(seen: Capture) -> dict[Any, str]:
-    """Where the layers that were called so far are in the graph."""
-    return {
-        call.passed_on.grad_fn: name
-        for name, calls in seen.calls.items()
-        for call in calls
-        if call.passed_on.grad_fn is not None
-    }
 
 
 def _same_row(row: int, alone: LayerCall, together: LayerCall) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklearn_relflat._layers.capture import LayerCall
 from sklearn_relflat._layers.kinds import computes_by_kind
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
+from sklearn_relflat._models.state import differentiable
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -32,24 +31,6 @@ def agree(left: Tensor, right: Tensor, scale: Tensor | None = None) -> bool:
     dtype = left.abs().dtype
     bound = _tolerance(dtype) * reference.max() + torch.finfo(dtype).tiny
     return bool((left - right).abs().max() <= bound)
-
-
-@contextmanager
-def differentiable(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let the graph begin at the parameters of some modules, frozen ones too."""
-    frozen = [
-        parameter
-        for module in modules
-        for parameter in module.parameters()
-        if parameter.is_floating_point() and not parameter.requires_grad
-    ]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 def noise_like(tensor: Tensor) -> Tensor:

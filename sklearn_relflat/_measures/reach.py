@@ -55,7 +55,7 @@ def check_reach(
 
     point, found, finder = run()
     for name in weights:
-        where = sorted({cut.name for cut in finder.cuts if name in cut.origins})
+        where, _ = finder.places(name)
         if where and is_moved(run(name)[1], found):
             raise ValueError(_not_reached(name, where))
     gradients: Any = [None] * len(point)

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -42,6 +42,38 @@ def preserved(module: nn.Module) -> Iterator[None]:
     with lock, ExitStack() as stack:
         stack.callback(_restore_modules, *_module_states(module))
         yield
+
+
+@contextmanager
+def differentiable(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let the graph begin at the parameters of some modules, frozen ones too."""
+    with _requiring_grad(modules, True):
+        yield
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let no graph begin at the parameters of a private module."""
+    with _requiring_grad([module], False):
+        yield
+
+
+@contextmanager
+def _requiring_grad(modules: Iterable[nn.Module], flag: bool) -> Iterator[None]:
+    """Set the flag of the parameters of some modules in a block."""
+    changed = [
+        parameter
+        for module in modules
+        for parameter in module.parameters()
+        if parameter.is_floating_point() and parameter.requires_grad is not flag
+    ]
+    for parameter in changed:
+        parameter.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(not flag)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._losses.base import Loss
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.links import logits_of, with_samples
+from sklearn_relflat._models.state import differentiable
 
 _OWN_PACKAGES = ("skorch.", "sklearn_relflat.")
 
@@ -93,7 +94,7 @@ class TrainedLoss:
         given = type(raw)(leaves) if isinstance(raw, tuple | list) else leaves[0]
         fixed = [p.detach() if isinstance(p, Tensor) else p for p in parts]
         constant = type(raw)(fixed) if isinstance(raw, tuple | list) else fixed[0]
-        with torch.enable_grad():
+        with torch.enable_grad(), differentiable([self._net.module_]):
             value = self._net.get_loss(given, y, X=batch.inputs, training=False)
             if self._net.get_loss(
                 constant, y, X=batch.inputs, training=False
