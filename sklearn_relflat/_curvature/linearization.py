@@ -20,7 +20,6 @@ from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._data.inputs import is_finite
 from sklearn_relflat._layers.autograd_graph import is_piecewise_linear
 from sklearn_relflat._layers.capture import Capture, LayerCall, check_calls, nodes_of
-from sklearn_relflat._layers.cuts import CutFinder
 from sklearn_relflat._layers.layers import WeightLayer, weights_of
 from sklearn_relflat._layers.look import Look
 from sklearn_relflat._layers.own_forward import (
@@ -29,6 +28,7 @@ from sklearn_relflat._layers.own_forward import (
     noise_like,
 )
 from sklearn_relflat._losses.base import Loss
+from sklearn_relflat._losses.cuts import CutFinder
 from sklearn_relflat._models.torch_model import TorchModel
 
 

@@ -206,7 +206,9 @@ def open_problem(
     )
     with view.measuring():
         if view.trained is not None:
-            view.check_loss(source.first(4))
+            # A loss may treat some samples otherwise, by their targets say.
+            for batch in source:
+                view.check_loss(batch)
         layers, plan, refusals = plan_layers(view, source, names, trusted=trusted)
         # What a weight is called: as its layer, also where that has other names.
         owner = {alias: own for own, lay in layers.items() for alias in lay.aliases}

@@ -19,15 +19,37 @@ from sklearn_relflat._losses.base import (
     one_hot_like,
     one_per_sample,
 )
+from sklearn_relflat._losses.cuts import cut_places
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 
 
 def _overrides_torch(criterion: object) -> bool:
-    """Whether a criterion is a subclass, by the user, of one of torch's."""
+    """Whether a criterion is one of torch's that a user has changed."""
     kinds = type(criterion).__mro__
     torch_own = "torch.nn.modules.loss"
-    return kinds[0].__module__ != torch_own and any(
-        kind.__module__ == torch_own for kind in kinds
+    return any(kind.__module__ == torch_own for kind in kinds) and (
+        kinds[0].__module__ != torch_own or is_patched(criterion)
+    )
+
+
+def is_patched(criterion: Any) -> bool:
+    """Whether a criterion computes something else than the forward of its class.
+
+    Parameters
+    ----------
+    criterion : nn.Module or callable
+        A criterion.
+
+    Returns
+    -------
+    answer : bool
+        True with a forward of the instance's own, with hooks, or called otherwise.
+    """
+    return isinstance(criterion, nn.Module) and bool(
+        "forward" in vars(criterion)
+        or criterion._forward_hooks
+        or criterion._forward_pre_hooks
+        or type(criterion).__call__ is not nn.Module.__call__
     )
 
 
@@ -84,13 +106,21 @@ class AutogradLoss(Loss):
             values = self.value(outputs, y)
         parts = values.sum() if self.reduction == "sum" else values.mean()
         if whole.numel() != 1 or not torch.isclose(
-            whole.to(parts).reshape(()), parts, rtol=1e-4, atol=1e-6, equal_nan=True
+            whole.to(parts).reshape(()), parts, rtol=1e-7, atol=1e-10, equal_nan=True
         ):
             raise ValueError(
                 f"Expected a criterion that is the {self.reduction} over samples of a "
                 f"loss of each, got {self.name!r} with {whole.tolist()!r} on a batch "
                 f"whose samples give {parts.item()!r} on their own. Write it as such a "
                 f"{self.reduction}, or give loss= another one, e.g. 'squared_error'."
+            )
+        places = cut_places(lambda f: self._call(self._criterion, f, y), outputs)
+        if places:
+            raise ValueError(
+                f"Expected a criterion that torch differentiates, got {self.name!r}, "
+                "which takes numbers out of torch's graph on which its value depends "
+                f"({', '.join(places)}): its derivatives are those of another "
+                "function. Give loss= one without, e.g. 'cross_entropy'."
             )
         return y
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_relflat._losses.autograd import AutogradLoss, Brier
+from sklearn_relflat._losses.autograd import AutogradLoss, Brier, is_patched
 from sklearn_relflat._losses.base import Factor, Loss
 from sklearn_relflat._losses.cross_entropy import CrossEntropy
 from sklearn_relflat._losses.pointwise import (
@@ -183,14 +183,15 @@ def loss_from_criterion(criterion: Callable[..., Tensor]) -> Loss:
     if kind in _REFUSED:
         raise TypeError(_refusal(name, _REFUSED[kind]))
     reduction = getattr(criterion, "reduction", "mean")
-    asked = kind not in _BUILDERS and issubclass(kind, tuple(_BUILDERS))
+    own = kind not in _BUILDERS or is_patched(criterion)
+    asked = own and issubclass(kind, tuple(_BUILDERS))
     if reduction not in ("mean", "sum") and not asked:
         raise ValueError(
             f"Expected {name} with reduction 'mean' or 'sum', got {reduction!r}. Give "
             "loss= a criterion with reduction='mean' to measure the curvature of the "
             "mean loss."
         )
-    return _BUILDERS.get(kind, AutogradLoss)(criterion)
+    return AutogradLoss(criterion) if own else _BUILDERS[kind](criterion)
 
 
 def resolve_loss(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._data.inputs import own_copy
-from sklearn_relflat._layers.cuts import CutFinder, is_moved
+from sklearn_relflat._losses.cuts import CutFinder, is_moved
 
 _N_SAMPLES = 3
 

@@ -70,7 +70,7 @@ class WeightSpace:
     TypeError
         If a weight is no parameter of its own.
     ValueError
-        If there is none.
+        If a weight shares its memory with something else.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -84,6 +84,15 @@ class WeightSpace:
                     "so that it cannot be perturbed. "
                     f"{how_to_remove(problem.layers[name].modules[0])}, in a copy of "
                     "the model, and measure the copy."
+                )
+            if any(
+                id(parameter) in problem.view.aliased for parameter in part.values()
+            ):
+                raise ValueError(
+                    f"Expected weights with memory of their own, got layer {name!r}, "
+                    "which shares it with another tensor of the module (a second "
+                    "parameter, a buffer or a stored view of it). Let both be one "
+                    "parameter, or give the other a copy."
                 )
         self.weights: Point = {
             f"inner.{name}": parameter.detach()

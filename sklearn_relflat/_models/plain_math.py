@@ -7,12 +7,14 @@ switches for both belong to the whole process; a function mode belongs to its th
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from sklearn_relflat._models.draws import draws_from_torch
 
@@ -52,6 +54,9 @@ class PlainMath(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             func = plain_attention
+        elif func is Tensor.register_hook:
+            # It would change gradients, and not what the module computes.
+            return RemovableHandle(OrderedDict())
         elif draws_from_torch(func, args, kwargs):
             self._notes.append(func.__name__)
         if torch.is_autocast_enabled(self._kind):

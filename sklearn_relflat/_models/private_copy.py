@@ -176,6 +176,9 @@ class ModuleCopies:
             if "_hooks" in key and own[key] is value:
                 # Hooks of a measurement must not be seen on the original.
                 own[key] = value.copy()
+            if key in ("_backward_hooks", "_backward_pre_hooks"):
+                # They change gradients, and not what the module computes.
+                own[key] = OrderedDict()
         vars(copy).update({key: own[key] for key in state})
         return copy
 
@@ -226,3 +229,41 @@ def refresh_weights(module: nn.Module) -> None:
             if isinstance(hook, _WEIGHT_HOOKS):
                 with torch.no_grad():
                     hook(part, ())
+
+
+def sharing_memory(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters whose memory is also that of another tensor of the module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The original.
+
+    Returns
+    -------
+    parameters : list of Parameter
+        Those that another parameter, a buffer or an attribute overlaps.
+    """
+    tensors: dict[int, Tensor] = {}
+    for part in module.modules():
+        tables: list[Any] = [part._parameters, part._buffers, vars(part)]
+        for value in (value for table in tables for value in table.values()):
+            parts = value if isinstance(value, list | tuple) else [value]
+            tensors.update({id(t): t for t in parts if isinstance(t, Tensor)})
+    by_storage: dict[int, list[tuple[int, int, Tensor]]] = {}
+    for tensor in tensors.values():
+        if tensor.layout is torch.strided and tensor.numel() and not tensor.is_meta:
+            spans = zip(tensor.shape, tensor.stride(), strict=True)
+            start = int(tensor.storage_offset()) * tensor.element_size()
+            length = int(sum((n - 1) * step for n, step in spans)) + 1
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(
+                (start, start + length * tensor.element_size(), tensor)
+            )
+    return [
+        tensor
+        for spans in by_storage.values()
+        if len(spans) > 1
+        for start, stop, tensor in spans
+        if isinstance(tensor, nn.Parameter)
+        and any(a < stop and start < b for a, b, other in spans if other is not tensor)
+    ]

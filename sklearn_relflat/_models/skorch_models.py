@@ -14,7 +14,11 @@ from torch.nn.parameter import is_lazy
 
 from sklearn_relflat._data.skorch_data import SkorchReader
 from sklearn_relflat._losses.table import loss_from_criterion
-from sklearn_relflat._models.private_copy import ModuleCopies, refresh_weights
+from sklearn_relflat._models.private_copy import (
+    ModuleCopies,
+    refresh_weights,
+    sharing_memory,
+)
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.trained_loss import trained_loss
 
@@ -58,10 +62,12 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
     _check_device(net.device, name)
     criterion = _uncompiled(net.criterion_)
     copies = ModuleCopies()
-    shadow, shared = net, [module]
+    shadow, shared, aliased = net, [module], frozenset[int]()
     if not live:
+        overlapping = sharing_memory(module)
         shadow = _shadow(net, copies)
         module, shared = shadow.module_, copies.shared
+        aliased = frozenset(id(copies.of(parameter)) for parameter in overlapping)
         if not shared:
             refresh_weights(module.eval())
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
@@ -83,6 +89,7 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         is_widened=not live and copies.is_widened,
         is_plain=is_plain,
         originals=copies.copied_parameters,
+        aliased=aliased,
         trained=trained_loss(net, shadow, criterion, link),
         shared=tuple(shared),
     )

@@ -68,6 +68,8 @@ class TorchModel:
     originals : frozenset of int
         Identities of the parameters that `module` has copies of: a forward pass that
         uses them leaves the private module.
+    aliased : frozenset of int
+        Identities of parameters whose memory other tensors of the model share.
     shared : tuple of torch.nn.Module
         Modules of others that are used as they are; all else is private to this view.
     """
@@ -88,6 +90,7 @@ class TorchModel:
     is_widened: bool = False
     is_plain: bool = False
     originals: frozenset[int] = frozenset()
+    aliased: frozenset[int] = frozenset()
     shared: tuple[nn.Module, ...] = ()
 
     @cached_property
@@ -287,10 +290,12 @@ class TorchModel:
         Raises
         ------
         ValueError
-            If a parameter is not finite, or a batch normalisation keeps no running
-            statistics and so couples the samples of a batch.
+            If a parameter is not finite, global hooks change gradients, or a batch
+            normalisation keeps no running statistics and so couples the samples of a
+            batch.
         """
         self.check_parameters()
+        _check_no_global_hooks()
         _check_independent_samples(self.module)
         states = RandomStates()
         with ExitStack() as stack:
@@ -344,6 +349,17 @@ def _first_layer(module: nn.Module) -> str:
                 title = f" {name!r}" if name else ""
                 return f"its first weight layer{title} has {attribute}={expected}"
     return "it has no layer that tells its input width"
+
+
+def _check_no_global_hooks() -> None:
+    """Raise where the process changes the gradients of all modules."""
+    table = nn.modules.module
+    if table._global_backward_hooks or table._global_backward_pre_hooks:
+        raise ValueError(
+            "Expected no global backward hooks, which change the gradients of every "
+            "module, got some of torch.nn.modules.module.register_module_full_backward_"
+            "hook or its like. Remove them with the handles that they gave."
+        )
 
 
 def _check_independent_samples(module: nn.Module) -> None:

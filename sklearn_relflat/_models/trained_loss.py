@@ -7,6 +7,7 @@ the first output, is only its equal if it gives the same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from skorch import NeuralNet
 from torch import Tensor
 
 from sklearn_relflat._data.batches import Batch
+from sklearn_relflat._losses.autograd import is_patched
 from sklearn_relflat._losses.base import Loss
+from sklearn_relflat._losses.cuts import cut_places
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._models.links import logits_of, with_samples
 from sklearn_relflat._models.state import differentiable
 
+# Relative differences that rounding may make, in single precision and in double.
+_RTOL = (2e-5, 1e-8)
 _OWN_PACKAGES = ("skorch.", "sklearn_relflat.")
 
 
@@ -61,8 +66,8 @@ class TrainedLoss:
             ". Pass loss=, a loss of the module's first output, to measure that one "
             "instead"
         )
-        rows = range(min(batch.n_samples, 4))
-        for part in ([*rows], *([row] for row in rows)):
+        alone = range(min(batch.n_samples, 4) if batch.start == 0 else 0)
+        for part in ([*range(batch.n_samples)], *([row] for row in alone)):
             samples = batch.take(part)
             if samples.y is None:
                 return
@@ -85,45 +90,88 @@ class TrainedLoss:
         y = targets
         if y.is_floating_point() and y.numel() == first.numel():
             y = y.reshape(first.shape)
-        leaves = [
-            p.detach().requires_grad_(p.is_floating_point())
-            if isinstance(p, Tensor)
-            else p
-            for p in parts
-        ]
-        given = type(raw)(leaves) if isinstance(raw, tuple | list) else leaves[0]
+
+        def own(outputs: list[Any]) -> Tensor:
+            """Training loss of what the module returns."""
+            given = type(raw)(outputs) if isinstance(raw, tuple | list) else outputs[0]
+            labels = y.to(outputs[0].dtype) if y.is_floating_point() else y
+            return self._net.get_loss(given, labels, X=batch.inputs, training=False)
+
         fixed = [p.detach() if isinstance(p, Tensor) else p for p in parts]
-        constant = type(raw)(fixed) if isinstance(raw, tuple | list) else fixed[0]
         with torch.enable_grad(), differentiable([self._net.module_]):
-            value = self._net.get_loss(given, y, X=batch.inputs, training=False)
-            if self._net.get_loss(
-                constant, y, X=batch.inputs, training=False
-            ).requires_grad:
+            if own(fixed).requires_grad:
                 return (
                     "it depends on parameters of the module directly, not only through "
                     "its outputs"
                 )
+        try:
+            # Where the criterion allows it, without the rounding of single precision.
+            fixed = [_widened(p) for p in fixed]
+            with torch.no_grad():
+                own(fixed)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise_out_of_memory(error)
+            fixed = [p.detach() if isinstance(p, Tensor) else p for p in parts]
+        return self._compared(loss, own, fixed, targets)
+
+    def _compared(
+        self,
+        loss: Loss,
+        own: Callable[[list[Any]], Tensor],
+        fixed: list[Any],
+        y: Tensor,
+    ) -> str | None:
+        """Say what tells the two losses apart at some outputs."""
+        n_samples = len(y)
+        leaves = [
+            p.clone().requires_grad_(p.is_floating_point())
+            if isinstance(p, Tensor)
+            else p
+            for p in fixed
+        ]
+        with torch.enable_grad():
+            value = own(leaves)
+        first = fixed[0]
         outputs = first
         if self._link is not None:
             outputs = logits_of(self._link, lambda: first)
-        n_samples = batch.n_samples
-        ours, slope = _risk(loss, with_samples(outputs.double(), n_samples), targets)
-        if not torch.allclose(value.detach().double(), ours, rtol=1e-3, atol=1e-6):
+        ours, slope = _risk(loss, with_samples(outputs.double(), n_samples), y)
+        # skorch adds a small number to probabilities before it takes their logarithm.
+        rtol = 1e-3 if self._link is not None else _RTOL[value.dtype is torch.float64]
+        if not torch.allclose(
+            value.detach().double(), ours, rtol=rtol, atol=rtol / 1e3
+        ):
             return (
-                f"it is {value.item():.6g} on {batch.n_samples} samples, where "
+                f"it is {value.item():.6g} on {n_samples} samples, where "
                 f"{loss.name!r} of the first output is {ours.item():.6g}"
             )
         tensors = [p for p in leaves if isinstance(p, Tensor) and p.requires_grad]
         found: Any = torch.autograd.grad(value, tensors, allow_unused=True)
         if any(g is not None and bool(g.any()) for g in found[1:]):
             return "it depends on other outputs of the module than the first"
-        own = torch.zeros_like(first) if found[0] is None else found[0]
+        slope_of_own = torch.zeros_like(first) if found[0] is None else found[0]
         size = float(slope.abs().max()) + 1e-12
         if self._link is None and not torch.allclose(
-            with_samples(own.double(), n_samples), slope, rtol=1e-3, atol=1e-3 * size
+            with_samples(slope_of_own.double(), n_samples),
+            slope,
+            rtol=rtol,
+            atol=rtol * size,
         ):
             return f"its derivative is not that of {loss.name!r} of the first output"
+        places = cut_places(lambda f: own([f, *fixed[1:]]), first)
+        if places:
+            return (
+                "it takes numbers out of torch's graph on which its value depends "
+                f"({', '.join(places)}), so that its derivatives are those of another "
+                "function"
+            )
         return None
+
+
+def _widened(value: Any) -> Any:
+    """Return a tensor in double precision, and anything else as it is."""
+    is_real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if is_real else value
 
 
 def _risk(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,6 +184,11 @@ def _risk(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         loss.value(outputs, targets).sum() / scale,
         loss.gradient(outputs, targets) / scale,
     )
+
+
+def _is_torch_own(criterion: Any) -> bool:
+    """Whether a criterion is an instance of one of torch's own classes."""
+    return type(criterion).__module__.startswith("torch.nn.")
 
 
 def trained_loss(
@@ -161,6 +214,6 @@ def trained_loss(
     own = "get_loss" not in vars(net) and all(
         f"{kind.__module__}.".startswith(_OWN_PACKAGES) for kind in definers
     )
-    if own and type(criterion).__module__.startswith("torch.nn."):
+    if own and not is_patched(criterion) and _is_torch_own(criterion):
         return None
     return TrainedLoss(shadow, link)

@@ -200,6 +200,35 @@ def is_moved(outputs: Tensor, reference: Tensor) -> bool:
     return not bool(difference <= rounding * reference.detach().abs().max())
 
 
+def cut_places(function: Callable[[Tensor], Tensor], point: Tensor) -> list[str]:
+    """Where a function takes numbers out of the graph on which its value depends.
+
+    Parameters
+    ----------
+    function : callable
+        Maps a tensor to a tensor.
+    point : Tensor
+        Where to evaluate it.
+
+    Returns
+    -------
+    places : list of str
+        Names of torch functions; empty where its derivatives are its own.
+    """
+
+    def run(moved: str | None) -> tuple[Tensor, CutFinder]:
+        """Evaluate the function on a copy in the graph."""
+        leaf = point.detach().clone().requires_grad_().clone()
+        with CutFinder(lambda: {leaf.grad_fn: "point"}, moved) as finder:
+            value = function(leaf)
+        return value.detach(), finder
+
+    with torch.enable_grad():
+        value, finder = run(None)
+        places, _ = finder.places("point")
+        return places if places and is_moved(run("point")[0], value) else []
+
+
 def _is_inside_function() -> bool:
     """Whether the forward of an autograd function runs, whose backward counts."""
     frame = sys._getframe()
