@@ -104,6 +104,8 @@ class Capture:
         The calls of each layer.
     running : list of str
         Layers whose own forward is running.
+    shifts : dict of str to callable
+        What is added to the preactivations of a layer, as a function of them.
     odd : dict of str to str
         Layers with a call that does not take one tensor and give one, and what it was.
     """
@@ -113,6 +115,7 @@ class Capture:
     calls: dict[str, list[LayerCall]] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)
+    shifts: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     _watched: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def clear(self) -> None:
@@ -171,6 +174,10 @@ class Capture:
         if self.is_overwritten:
             raise OverwrittenError
         return outputs
+
+    def shifted(self, name: str, z: Tensor) -> Tensor:
+        """Preactivations of a layer with what is added to them."""
+        return z + self.shifts[name](z) if name in self.shifts else z
 
     def __getitem__(self, name: str) -> list[LayerCall]:
         return self.calls[name]
@@ -268,7 +275,8 @@ def capture(
         if differentiable and not whole_graph and not z.requires_grad:
             # The graph begins at the first layer that is measured.
             z = z.detach().requires_grad_()
-        passed_on = z.clone() if copies and (differentiable or whole_graph) else z
+        copied = copies and (differentiable or whole_graph)
+        passed_on = seen.shifted(name, z.clone() if copied else z)
         if whole_graph or not copies:
             seen.watch(x, passed_on)
         # Of an inference tensor, only a copy can be used outside of inference mode.

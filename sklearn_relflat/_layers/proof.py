@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._data.inputs import own_copy
+from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import (
     Capture,
     LayerCall,
@@ -152,7 +154,80 @@ class Run:
                 "derivatives are those of another function. Choose a layer behind "
                 "the cut, or remove it"
             )
-        return _used_elsewhere(uses) if self._is_reached_otherwise(layer) else None
+        if self._is_reached_otherwise(layer):
+            return _used_elsewhere(uses)
+        written = self._written_functions(layer.name)
+        if written and not self._true_derivatives(layer):
+            self.cut.add(layer.name)
+            return (
+                "the derivatives that torch gives behind it are not those of what the "
+                f"module computes: {', '.join(written)} has a backward that is not the "
+                "derivative of its forward (straight through, gradient reversal, or "
+                "numbers that were stored without their graph). Choose a layer behind, "
+                "or write the derivative"
+            )
+        return None
+
+    def _written_functions(self, name: str) -> list[str]:
+        """Names of a user's autograd functions between a layer and the outputs."""
+        stack: list[Any] = [self.outputs.grad_fn]
+        known: set[Any] = {None}
+        known |= {node for node, own in nodes_of(self.seen).items() if own == name}
+        found = set()
+        while stack:
+            node = stack.pop()
+            if node in known:
+                continue
+            known.add(node)
+            if isinstance(node, BackwardCFunction):
+                found.add(type(node).__name__.removesuffix("Backward"))
+            stack.extend(child for child, _ in node.next_functions)
+        return sorted(found)
+
+    def _true_derivatives(self, layer: WeightLayer) -> bool:
+        """Whether first and second derivatives are those of finite differences."""
+        noise = noise_like(self.outputs)
+        is_double = noise.dtype is torch.float64
+        h, rtol = (1e-5, 1e-4) if is_double else (1e-2, 5e-2)
+        ts = [
+            torch.tensor(sign * h, dtype=noise.dtype, requires_grad=True)
+            for sign in (-1, 0, 1)
+        ]
+        with torch.enable_grad():
+            values = [(self._moved_outputs(layer.name, t) * noise).sum() for t in ts]
+            try:
+                slopes: list[Any] = [
+                    torch.autograd.grad(value, t, create_graph=is_double)[0]
+                    for value, t in zip(values, ts, strict=True)
+                ]
+                bend = torch.zeros_like(noise.sum())
+                if has_undefined_derivative(slopes):
+                    return True
+                if slopes[1].requires_grad:
+                    (bend,) = torch.autograd.grad(
+                        slopes[1], ts[1], allow_unused=True, materialize_grads=True
+                    )
+            except RuntimeError as error:
+                # No derivative is no wrong one: who needs it says so.
+                raise_out_of_memory(error)
+                return True
+        # In single precision, kinks are too near for differences of slopes.
+        pairs = [(values, slopes[1]), (slopes, bend)][: 1 + is_double]
+        for ends, found in pairs:
+            expected = float(ends[2].detach() - ends[0].detach()) / (2 * h)
+            size = max(abs(expected), float(found.detach().abs()))
+            size += 1e-3 * float(values[1].detach().abs())
+            if abs(expected - float(found.detach())) > rtol * size:
+                return False
+        return True
+
+    def _moved_outputs(self, name: str, t: Tensor) -> Tensor:
+        """Run the samples with the preactivations of a layer moved by t."""
+        with capture(
+            self.view, self._layers, differentiable=False, whole_graph=True
+        ) as seen:
+            seen.shifts[name] = lambda z: t.to(z) * noise_like(z)
+            return self.view.outputs(own_copy(self._few.inputs))
 
     def _is_reached_otherwise(self, layer: WeightLayer) -> bool:
         """Whether the graph leads to a weight past the calls of its layer."""
