@@ -191,7 +191,7 @@ class FormEstimator:
         routes = [self._route(form) for form in self.forms]
         # Exact from a forward pass: not sampled with the others.
         closed = [
-            self._is_output(form) and "sampled" in (route.gauss_newton, route.residual)
+            self._may_close(form) and "sampled" in (route.gauss_newton, route.residual)
             for form, route in zip(self.forms, routes, strict=True)
         ]
         found: dict[int, Estimate] = {}
@@ -202,9 +202,10 @@ class FormEstimator:
             found.update(zip(mine, self._evaluate(group[0], forms), strict=True))
         return [found[i] for i in range(len(self.forms))]
 
-    def _is_output(self, form: QuadraticForm) -> bool:
-        """Whether a form may have a closed form."""
-        return form.layer.name == self.plan.output_layer
+    def _may_close(self, form: QuadraticForm) -> bool:
+        """Whether a form may be evaluated in closed form."""
+        is_output = form.layer.name == self.plan.output_layer
+        return is_output and self.settings.method == "auto"
 
     def _route(self, form: QuadraticForm) -> Route:
         """Route of one form, other than the closed one."""
@@ -226,7 +227,7 @@ class FormEstimator:
 
     def _evaluate(self, route: Route, forms: list[QuadraticForm]) -> list[Estimate]:
         """Evaluate forms by one route."""
-        if self.settings.method == "auto" and all(map(self._is_output, forms)):
+        if all(map(self._may_close, forms)):
             # A forward pass for each form, and no derivative; beside other layers, a
             # share in their passes is cheaper. Batches that the look did not see may
             # go another way.
