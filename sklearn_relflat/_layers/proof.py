@@ -193,8 +193,12 @@ class Run:
             torch.tensor(sign * h, dtype=noise.dtype, requires_grad=True)
             for sign in (-1, 0, 1)
         ]
+        directions = self._steepest(layer.name, noise)
         with torch.enable_grad():
-            values = [(self._moved_outputs(layer.name, t) * noise).sum() for t in ts]
+            values = [
+                (self._moved_outputs(layer.name, directions, t) * noise).sum()
+                for t in ts
+            ]
             try:
                 slopes: list[Any] = [
                     torch.autograd.grad(value, t, create_graph=is_double)[0]
@@ -221,12 +225,22 @@ class Run:
                 return False
         return True
 
-    def _moved_outputs(self, name: str, t: Tensor) -> Tensor:
-        """Run the samples with the preactivations of a layer moved by t."""
+    def _steepest(self, name: str, noise: Tensor) -> list[Tensor]:
+        """Directions of the gradient at each call, in which nothing cancels."""
+        points = [call.preactivations for call in self.seen[name]]
+        found: Any = torch.autograd.grad(
+            self.outputs, points, noise, retain_graph=True, materialize_grads=True
+        )
+        size = torch.stack([g.abs().max() for g in found]).max()
+        return [g / size if bool(size > 0) else noise_like(g) for g in found]
+
+    def _moved_outputs(self, name: str, directions: list[Tensor], t: Tensor) -> Tensor:
+        """Run the samples with the preactivations of a layer moved t times."""
+        steps = iter(directions)
         with capture(
             self.view, self._layers, differentiable=False, whole_graph=True
         ) as seen:
-            seen.shifts[name] = lambda z: t.to(z) * noise_like(z)
+            seen.shifts[name] = lambda z: t.to(z) * next(steps)
             return self.view.outputs(own_copy(self._few.inputs))
 
     def _is_reached_otherwise(self, layer: WeightLayer) -> bool:
