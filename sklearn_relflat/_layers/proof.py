@@ -302,7 +302,9 @@ class Run:
         """Why layers see samples in another order or company, by name."""
         reasons: dict[str, str] = {}
         # The largest of a batch, say, may be the same alone: two samples cannot be it.
-        for row in sorted({0, len(self.rows) - 1}):
+        # torch's own modules mix a batch as a whole, or from its first sample on.
+        first = [] if self.view.is_plain else [0]
+        for row in sorted({*first, len(self.rows) - 1}):
             reasons |= self._coupled_row(row, layers)
         return reasons
 

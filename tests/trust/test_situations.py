@@ -1,6 +1,9 @@
 """Situations that people report: models, nets and searches as they come."""
 
+import copy
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
+from skorch.helper import DataFrameTransformer
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -33,6 +37,7 @@ from sklearn_relflat import (
     weight_norm,
 )
 from sklearn_relflat._selection.flattest_within import CannotChooseError
+from tests.trust.brute_force import kappa_of
 
 
 def net_of(module, kind=NeuralNetClassifier, **options):
@@ -480,6 +485,41 @@ def test_advice_on_computed_weights_can_be_followed(wrap, advice, follow):
     follow(net.module_)
     assert relative_flatness(net, X, Y).value == pytest.approx(kappa, rel=1e-5)
     assert hessian_max_eigenvalue(net, X, Y, random_state=0).value > 0
+
+
+def test_a_frame_that_skorch_splits_by_type():
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(30, 2)).astype("float32")
+    frame = pd.DataFrame(numbers, columns=["a", "b"])
+    frame["kind"] = pd.Categorical(rng.choice(list("xyz"), 30))
+    y = np.arange(30) % 3
+
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(3, 2)
+            self.front, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, X, kind):
+            joined = torch.cat([X, self.table(kind)], 1)
+            return self.out(torch.tanh(self.front(joined)))
+
+    model = make_pipeline(DataFrameTransformer(), net_of(Embedded, max_epochs=1))
+    model.fit(frame, y)
+    module = copy.deepcopy(model[-1].module_).double()
+    inputs = (
+        torch.tensor(numbers).double(),
+        torch.tensor(frame["kind"].cat.codes.to_numpy()).long(),
+    )
+
+    def risk(w):
+        out = torch.func.functional_call(module, {"front.weight": w}, inputs)
+        return F.cross_entropy(out, torch.tensor(y))
+
+    weight = module.front.weight.detach()
+    hessian = torch.autograd.functional.hessian(risk, weight)
+    found = relative_flatness(model, frame, y, layer="front").value
+    assert found == pytest.approx(kappa_of(weight, hessian)[0], rel=1e-4)
 
 
 # ---------------------------------------------------------------------------
