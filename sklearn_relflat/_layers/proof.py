@@ -114,7 +114,8 @@ class Run:
                 "it. Let both be one parameter, or give the other a copy"
             )
         reason = self._fault_of_calls(layer) or self._fault_of_places(layer)
-        if reason is not None:
+        # The graph of torch's own modules leads to the weight by its calls alone.
+        if reason is not None or self.view.is_plain:
             return reason
         try:
             accounted = self._accounts_for_gradient(layer)
