@@ -23,6 +23,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 # Hooks that compute a weight before each forward pass, from what may have moved since.
 _WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 _HALF = (torch.float16, torch.bfloat16)
+# Most attributes of a net; they lead nowhere.
+_SIMPLE = frozenset((type(None), bool, int, float, str, torch.device, torch.dtype))
 
 
 class ModuleCopies:
@@ -74,6 +76,8 @@ class ModuleCopies:
         copy : Any
             The value itself where it leads to no module.
         """
+        if type(value) in _SIMPLE:
+            return value
         if isinstance(value, nn.Module):
             return self._module(value)
         if isinstance(value, Tensor):
