@@ -6,6 +6,11 @@ __all__ = [
     "relative_flatness",
     # Features
     "FeatureSplit",
+    # Smoothed risk
+    "DensityRadius",
+    "SmoothedRisk",
+    "density_radius",
+    "smoothed_risk",
     # Model selection
     "FlattestWithin",
     "MeasureScorer",
@@ -39,6 +44,7 @@ __all__ = [
     "reparameterize_neurons",
 ]
 
+from ._density.density_radius import DensityRadius, density_radius
 from ._density.kernel_density import VariableKernelDensity
 from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
 from ._flatness.result import RelativeFlatness
@@ -58,6 +64,7 @@ from ._measures.sharpness import asam_sharpness, sam_sharpness
 from ._representativeness.generalization_bound import generalization_bound
 from ._representativeness.representativeness import KDERepresentativeness
 from ._robustness.feature_robustness import FeatureRobustness, feature_robustness
+from ._robustness.smoothed_risk import SmoothedRisk, smoothed_risk
 from ._selection.flattest_within import FlattestWithin
 from ._selection.scorers import (
     MeasureScorer,

@@ -9,6 +9,13 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_scalar, validate_data
 
+from sklearn_relflat._density.arrays import (
+    checked_range,
+    checked_tensor,
+    checked_weights,
+    device_of,
+    moved,
+)
 from sklearn_relflat._density.log_density import log_density
 from sklearn_relflat._density.radial_kernels import RADIAL_KERNELS, Seed, array_module
 
@@ -169,15 +176,15 @@ class VariableKernelDensity(DensityMixin, BaseEstimator):
             The fitted estimator.
         """
         samples = _validated(self, X, reset=True)
-        home = _device_of(samples)
-        samples = _moved(samples, _compute_device(self.device, home))
-        weights = _checked_weights(sample_weight, len(samples))
+        home = device_of(samples)
+        samples = moved(samples, _compute_device(self.device, home))
+        weights = checked_weights(sample_weight, len(samples))
         bandwidth = self._checked_bandwidth(samples, weights)
         kept = weights > 0
         self._weights = weights[kept] / weights[kept].sum()
         self._kept_bandwidth = bandwidth[kept]
         self._samples = samples if kept.all() else samples[np.flatnonzero(kept)]
-        self.bandwidth_ = _moved(bandwidth, home)
+        self.bandwidth_ = moved(bandwidth, home)
         return self
 
     def _checked_bandwidth(self, samples: Any, weights: np.ndarray) -> np.ndarray:
@@ -186,14 +193,14 @@ class VariableKernelDensity(DensityMixin, BaseEstimator):
             xp = array_module(samples)
             norms = xp.sqrt(xp.einsum("ij,ij->i", samples, samples))
             with np.errstate(over="ignore"):
-                bandwidth = self.delta * _moved(norms, None)
+                bandwidth = self.delta * moved(norms, None)
             usable = (bandwidth > 0) & (weights > 0)
             if self.min_bandwidth == "auto" and usable.any():
                 bandwidth[bandwidth == 0] = bandwidth[usable].min()
         elif isinstance(self.bandwidth, Real):
             bandwidth = np.full(len(weights), float(self.bandwidth))
         else:
-            bandwidth = _moved(self.bandwidth, None)
+            bandwidth = moved(self.bandwidth, None)
             bandwidth = check_array(bandwidth, ensure_2d=False, dtype=np.float64)
         if bandwidth.shape != weights.shape:
             raise ValueError(
@@ -229,17 +236,17 @@ class VariableKernelDensity(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         queries = _validated(self, X, reset=False)
-        home = _device_of(queries)
-        device = _compute_device(self.device, home, _device_of(self._samples))
+        home = device_of(queries)
+        device = _compute_device(self.device, home, device_of(self._samples))
         values = log_density(
-            _moved(queries, device),
-            _moved(self._samples, device),
-            _moved(self._kept_bandwidth, device),
-            _moved(np.log(self._weights), device),
+            moved(queries, device),
+            moved(self._samples, device),
+            moved(self._kept_bandwidth, device),
+            moved(np.log(self._weights), device),
             kernel=RADIAL_KERNELS[self.kernel],
             block_size=self.block_size or _default_block_size(device),
         )
-        return _moved(values, home)
+        return moved(values, home)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Total log-likelihood of the queries.
@@ -282,66 +289,18 @@ class VariableKernelDensity(DensityMixin, BaseEstimator):
         directions = rng.normal(size=(n_samples, m))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         noise = (radii * self._kept_bandwidth[chosen])[:, None] * directions
-        draws = self._samples[chosen] + _moved(noise, _device_of(self._samples))
-        return _moved(draws, _device_of(self.bandwidth_))
+        draws = self._samples[chosen] + moved(noise, device_of(self._samples))
+        return moved(draws, device_of(self.bandwidth_))
 
 
 def _validated(estimator: VariableKernelDensity, X: Any, *, reset: bool) -> Any:
     """Check X as scikit-learn does: an array becomes float64, a tensor stays."""
-    xp = array_module(X)
-    if xp is np:
+    if array_module(X) is np:
         X = validate_data(estimator, X, dtype=np.float64, reset=reset)
     else:
-        X = X.detach()
-        if X.is_meta:
-            raise ValueError(
-                "X must be a tensor with numbers in it, got one on the device 'meta', "
-                "which has a shape only."
-            )
-        if X.ndim != 2 or 0 in X.shape or X.is_complex() or X.layout != xp.strided:
-            raise ValueError(
-                "X must be a dense real tensor of shape (n_samples, n_features) with "
-                f"one row and column at least, got shape {tuple(X.shape)!r}, "
-                f"{X.dtype!r}, {X.layout!r}."
-            )
+        X = checked_tensor(X)
         validate_data(estimator, X, reset=reset, skip_check_array=True)
-        X = X if X.is_floating_point() else X.to(xp.float64)
-    largest = float(xp.abs(X).max())
-    if not largest <= _LARGEST_VALUE:
-        raise ValueError(
-            f"X must be finite and at most {_LARGEST_VALUE!r} in absolute value, got "
-            f"{largest!r}: squared distances would overflow. Impute or rescale X."
-        )
-    return X
-
-
-def _checked_weights(sample_weight: Any, n_samples: int) -> np.ndarray:
-    """One non-negative weight for each sample, not all zero."""
-    if sample_weight is None:
-        return np.ones(n_samples)
-    weights = check_array(
-        _moved(sample_weight, None),
-        ensure_2d=False,
-        dtype=np.float64,
-        input_name="sample_weight",
-    )
-    if weights.shape != (n_samples,):
-        raise ValueError(
-            f"sample_weight must have shape {(n_samples,)!r}, one weight for each "
-            f"row of X, got {weights.shape!r}."
-        )
-    if weights.min() < 0 or weights.max() == 0:
-        raise ValueError(
-            "sample_weight must be non-negative and not zero everywhere, got weights "
-            f"from {float(weights.min())!r} to {float(weights.max())!r}. Leave out the "
-            "rows that have no valid weight."
-        )
-    return weights / weights.max()
-
-
-def _device_of(array: Any) -> Any:
-    """Device of a tensor, None for everything that NumPy handles."""
-    return None if array_module(array) is np else array.device
+    return checked_range(X)
 
 
 def _compute_device(*candidates: Any) -> Any:
@@ -358,17 +317,6 @@ def _compute_device(*candidates: Any) -> Any:
                 f"got {str(device)!r}: {error} Use device='cpu' or device=None."
             ) from error
     return device
-
-
-def _moved(array: Any, device: Any) -> Any:
-    """Make a float64 tensor on the device, or an ndarray where the device is None."""
-    if device is None:
-        return array if array_module(array) is np else array.detach().cpu().numpy()
-    import torch
-
-    if isinstance(array, np.ndarray) and not array.flags.writeable:
-        array = array.copy()  # torch warns of read-only memory, such as a memory map's
-    return torch.as_tensor(array, dtype=torch.float64, device=device)
 
 
 def _default_block_size(device: Any) -> int:

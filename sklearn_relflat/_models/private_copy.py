@@ -76,12 +76,10 @@ class ModuleCopies:
         copy : Any
             The value itself where it leads to no module.
         """
-        if type(value) in _SIMPLE:
-            return value
+        if type(value) in _SIMPLE or isinstance(value, Tensor):
+            return self._tensors.get(id(value), value)
         if isinstance(value, nn.Module):
             return self._module(value)
-        if isinstance(value, Tensor):
-            return self._tensors.get(id(value), value)
         if isinstance(value, types.MethodType):
             owner = self.of(value.__self__)
             if owner is value.__self__:
