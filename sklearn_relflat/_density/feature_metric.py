@@ -118,6 +118,23 @@ class FeatureMetric:
             return U @ self.root.T
         return U @ xp.as_tensor(self.root, dtype=U.dtype, device=U.device).T
 
+    def coloured_transposed(self, W: Any) -> Any:
+        """Rows w L of weights w that act on coloured perturbations.
+
+        Parameters
+        ----------
+        W : Tensor of shape (n_neurons, n_features)
+            Weights.
+
+        Returns
+        -------
+        rows : Tensor like W
+            Weights that act on the whitened perturbations.
+        """
+        if self.root is None:
+            return W
+        return W @ array_module(W).as_tensor(self.root, dtype=W.dtype, device=W.device)
+
 
 def _class_means(Z: np.ndarray, labels: Any) -> np.ndarray:
     """Mean of the class of each sample."""

@@ -37,8 +37,28 @@ def _hits(problem: Problem, y: Tensor, outputs: Tensor) -> Tensor:
     return ((outputs > 0) == (y > 0.5)).flatten(1).all(1)
 
 
-def _error(problem: Problem, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sums of wrong predictions and of predictions."""
+def errors(problem: Problem, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Wrong predictions and predictions of each sample, (n,) both.
+
+    Parameters
+    ----------
+    problem : Problem
+        A classifier.
+    batch : Batch
+        The samples.
+    outputs : Tensor
+        Their raw outputs.
+
+    Returns
+    -------
+    wrong, counts : Tensor of shape (n,)
+        Wide; a sample has as many predictions as positions that count.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels.
+    """
     y = batch.y
     if y is None:
         raise ValueError(
@@ -53,11 +73,15 @@ def _error(problem: Problem, batch: Batch, outputs: Tensor) -> tuple[Tensor, Ten
     if not y.is_floating_point():
         ignored = y == getattr(problem.view.loss, "ignore_index", -100)
         counted = ~ignored.reshape(n, -1)
-    wrong = wide(~hits & counted).sum(1)
-    counts = wide(counted).sum(1)
-    weight = counts.new_ones(n)
-    if batch.sample_weight is not None:
-        weight = wide(batch.sample_weight)
+    return wide(~hits & counted).sum(1), wide(counted).sum(1)
+
+
+def _error(problem: Problem, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sums of wrong predictions and of predictions."""
+    wrong, counts = errors(problem, batch, outputs)
+    if batch.sample_weight is None:
+        return wrong.sum(), counts.sum()
+    weight = wide(batch.sample_weight)
     return (weight * wrong).sum(), (weight * counts).sum()
 
 

@@ -1,0 +1,397 @@
+"""A model at perturbed features: each sample has a perturbation of its own.
+
+Conventions: features Phi_i (m, P) of sample i become ``Phi_i + delta A_i Phi_i`` with
+independent A_i, Haar on O(m) in the metric of the perturbation's shape. One pair is
+A_i and -A_i. "input" names the features that enter the model, flattened, P = 1.
+
+The numbers of pair k come from a generator of its own, which is read sample after
+sample: the same seed gives sample i the same perturbations in every model with the same
+features, whatever the batches are (on a CPU).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sklearn_relflat._curvature.linearization import columns_of, run_layers, wide
+from sklearn_relflat._curvature.problem import Problem, risk_of
+from sklearn_relflat._data.batches import Batch
+from sklearn_relflat._data.inputs import own_copy
+from sklearn_relflat._density.feature_metric import FeatureMetric
+from sklearn_relflat._layers.capture import capture, is_output
+from sklearn_relflat._layers.own_forward import agree
+from sklearn_relflat._losses.pointwise import SquaredError
+from sklearn_relflat._measures.badness import errors
+from sklearn_relflat._robustness.matrix_distribution import RandomSource
+from sklearn_relflat._robustness.perturbations import HaarOrthogonal
+from sklearn_relflat._split.prefix_memory import PrefixMemory
+
+INPUT = "input"
+# torch's generator on a CPU fills blocks of this size alike wherever they begin.
+_BLOCK = 16
+# Numbers whose drawing takes much longer than handing them from thread to thread.
+_WORTH_A_THREAD = 2**18
+
+
+class PairStream(RandomSource):
+    """Standard normal numbers of one pair, sample after sample.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of all pairs.
+    pair : int
+        Number of the pair.
+    like : Tensor
+        Has the dtype and device of the numbers.
+    """
+
+    def __init__(self, seed: int, pair: int, like: Tensor) -> None:
+        super().__init__((seed + 0x9E3779B9 * pair) % 2**32, like)
+        self._buffer = torch.empty(0, dtype=torch.float32, device=like.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw numbers of shape (n_samples, ...); they last until the next call."""
+        n, rest = shape[0], math.prod(shape[1:])
+        width = -(-rest // _BLOCK) * _BLOCK
+        # Single precision in every model, so that the numbers are the same.
+        if self._buffer.shape != (n, width):
+            self._buffer = self._buffer.new_empty(n, width)
+        self._buffer.normal_(generator=self.device_generator)
+        drawn = self._buffer[:, :rest].to(self.like.dtype)
+        return drawn.reshape(shape)
+
+
+class Perturbed(ABC):
+    """One batch, at features of which each has its own perturbation.
+
+    Parameters
+    ----------
+    batch : Batch
+        The samples.
+
+    Attributes
+    ----------
+    outputs : Tensor
+        Raw outputs at the features as they are.
+    features : Tensor of shape (n, m, P)
+        The features.
+    """
+
+    outputs: Tensor
+    features: Tensor
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    @abstractmethod
+    def at(self, step: Tensor, factor: float) -> Tensor:
+        """Raw outputs at perturbed features.
+
+        Parameters
+        ----------
+        step : Tensor of shape (n, m, P)
+            Perturbations.
+        factor : float
+            What they are multiplied by.
+
+        Returns
+        -------
+        outputs : Tensor
+            Raw outputs.
+        """
+
+    def gram(self, metric: FeatureMetric) -> Tensor | None:
+        """``W Sigma W^T`` where the outputs are W phi + b, else None."""
+        return None
+
+
+class PerturbedInput(Perturbed):
+    """Features that enter the model: forward passes of the whole of it."""
+
+    def __init__(self, problem: Problem, batch: Batch) -> None:
+        super().__init__(batch)
+        self._problem = problem
+        self._x = x = self.features_of(problem, batch)
+        self.features = x.reshape(len(x), -1, 1)
+        self._buffer = torch.empty_like(x, memory_format=torch.contiguous_format)
+        inputs = x if problem.view.is_plain else own_copy(x)
+        self.outputs = self._run(replace(batch, inputs=inputs))
+
+    @staticmethod
+    def features_of(problem: Problem, batch: Batch) -> Tensor:
+        """Input of a batch, if it is one array that can be perturbed.
+
+        Parameters
+        ----------
+        problem : Problem
+            The model.
+        batch : Batch
+            The samples.
+
+        Returns
+        -------
+        x : Tensor of shape (n, ...)
+            The inputs.
+
+        Raises
+        ------
+        TypeError
+            If they are something else.
+        """
+        x = batch.inputs
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return x
+        what = f"integers ({x.dtype})" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            "Expected one array of real numbers to perturb at the input of "
+            f"{problem.view.estimator_name}, got {what}. Name a layer whose features "
+            "are to be perturbed, see list_layers."
+        )
+
+    def _run(self, batch: Batch) -> Tensor:
+        """Raw outputs, compared with what the look at a few samples showed."""
+        view = self._problem.view
+        with torch.no_grad():
+            outputs = view.outputs(batch.inputs)
+        view.check_outputs(outputs, batch)
+        self._problem.plan.look.check_batch(batch, outputs, {})
+        return outputs
+
+    def at(self, step: Tensor, factor: float) -> Tensor:
+        """See `Perturbed.at`."""
+        torch.add(self._x, step.reshape(self._x.shape), alpha=factor, out=self._buffer)
+        with torch.no_grad():
+            return self._problem.view.outputs(self._buffer)
+
+
+class PerturbedLayer(Perturbed):
+    """Features that enter a layer: what is behind it runs again."""
+
+    def __init__(self, problem: Problem, batch: Batch) -> None:
+        super().__init__(batch)
+        (self._layer,) = problem.layers.values()
+        self._problem = problem
+        self._memory = PrefixMemory(problem.view.module, self._layer.modules)
+        self._inputs = batch.inputs
+        view, layers = problem.view, problem.layers
+        with (
+            self._memory.recorded(),
+            capture(view, layers, differentiable=False) as seen,
+        ):
+            fresh = replace(batch, inputs=own_copy(batch.inputs))
+            self.outputs, calls = run_layers(
+                view, fresh, seen, layers, problem.plan.look
+            )
+            self._calls = calls[self._layer.name]
+            self.features = columns_of(self._calls)
+            self._is_output = len(self._calls) == 1 and is_output(
+                self._calls[0], self.outputs
+            )
+        self._check_memory()
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the outputs are the layer's own, at one position."""
+        return self._is_output and self.features.shape[2] == 1
+
+    def _check_memory(self) -> None:
+        """Forget what was remembered of the passes if it changes the outputs."""
+        if self.is_linear:
+            return
+        again = self._run(torch.zeros_like(self.features[:, :1]), is_shift=False)
+        if not agree(again, self.outputs):
+            self._memory.forget()
+
+    def at(self, step: Tensor, factor: float) -> Tensor:
+        """See `Perturbed.at`."""
+        shift = factor * (self._layer.weight.detach() @ step)
+        if self.is_linear:
+            return self.outputs + shift.reshape(self.outputs.shape)
+        return self._run(shift, is_shift=True)
+
+    def _run(self, shift: Tensor, *, is_shift: bool) -> Tensor:
+        """Raw outputs with something added to the preactivations, (n, d, P)."""
+        view, layers, name = self._problem.view, self._problem.layers, self._layer.name
+        calls = iter(self._calls)
+        start = 0
+
+        def shifted(z: Tensor) -> Tensor:
+            """Shift of the call at hand, in its own shape."""
+            nonlocal start
+            call = next(calls)
+            stop = start + call.n_positions
+            part, start = shift[:, :, start:stop], stop
+            return call.unrows(part)
+
+        with (
+            self._memory.in_force(),
+            capture(view, layers, differentiable=False) as seen,
+        ):
+            if is_shift:
+                seen.shifts[name] = shifted
+            return seen.run(view, own_copy(self._inputs))
+
+    def gram(self, metric: FeatureMetric) -> Tensor | None:
+        """See `Perturbed.gram`."""
+        if not self.is_linear:
+            return None
+        rows = metric.coloured_transposed(wide(self._layer.weight.detach()))
+        return rows @ rows.T
+
+
+def pairs_of(
+    perturbed: Perturbed, metric: FeatureMetric, streams: list[PairStream]
+) -> Iterator[Tensor]:
+    """Draw perturbations of relative size one, a pair after the other.
+
+    Parameters
+    ----------
+    perturbed : Perturbed
+        The batch.
+    metric : FeatureMetric
+        Shape of the perturbations.
+    streams : list of PairStream
+        Numbers of each pair.
+
+    Yields
+    ------
+    step : Tensor of shape (n, m, P)
+        A_i Phi_i; its negative is the other of the pair.
+    """
+    phi = perturbed.features
+    n, m, positions = phi.shape
+    if positions > 1:
+        rows = phi.swapaxes(1, 2)
+        reduced = HaarOrthogonal()._reduce(rows)
+        for stream in streams:
+            yield HaarOrthogonal()._act(reduced, m, stream).swapaxes(1, 2)
+        return
+    norms = torch.linalg.vector_norm(metric.whitened(phi[:, :, 0]), dim=1)
+    for drawn in _drawn_ahead(streams, n, m):
+        lengths = torch.linalg.vector_norm(drawn, dim=1)
+        # In single precision all numbers can be zero where there are few.
+        drawn[:, 0] += lengths == 0
+        lengths = lengths + (lengths == 0)
+        drawn *= (norms / lengths)[:, None]
+        yield metric.coloured(drawn)[:, :, None]
+
+
+def _drawn_ahead(streams: list[PairStream], n: int, m: int) -> Iterator[Tensor]:
+    """Numbers of each stream, (n, m); the next ones are drawn while these are used."""
+    if n * m < _WORTH_A_THREAD:
+        yield from (stream.normal(n, m) for stream in streams)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(streams[0].normal, n, m)
+        for following in [*streams[1:], None]:
+            drawn = drawing.result()
+            if following is not None:
+                drawing = pool.submit(following.normal, n, m)
+            yield drawn
+
+
+class Risk:
+    """What is averaged over perturbations: a loss, or whether a prediction is wrong.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model.
+    is_error : bool
+        Whether the error rate is meant.
+    """
+
+    def __init__(self, problem: Problem, *, is_error: bool) -> None:
+        self._problem = problem
+        self._is_error = is_error
+
+    def terms(self, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, denominator and weight of each sample.
+
+        Parameters
+        ----------
+        batch : Batch
+            The samples.
+        outputs : Tensor
+            Raw outputs.
+
+        Returns
+        -------
+        value, denominator, weight : Tensor of shape (n,)
+            As the criterion defines them.
+        """
+        if not self._is_error:
+            return risk_of(self._problem, batch, outputs)[:3]
+        wrong, counts = errors(self._problem, batch, outputs)
+        weight = batch.sample_weight
+        return wrong, counts, torch.ones_like(wrong) if weight is None else wide(weight)
+
+    def curvature(
+        self, perturbed: Perturbed, metric: FeatureMetric
+    ) -> Curvature | None:
+        """Second order of the loss in the outputs, where these are W phi + b."""
+        gram = None if self._is_error else perturbed.gram(metric)
+        if gram is None:
+            return None
+        return Curvature(self._problem, perturbed, gram, metric)
+
+
+class Curvature:
+    """Second-order term of the loss of an output layer, drawn and expected.
+
+    Attributes
+    ----------
+    is_exact : bool
+        Whether the loss has no higher orders.
+    expected : Tensor of shape (n,)
+        Expectation over perturbations of relative size one.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        perturbed: Perturbed,
+        gram: Tensor,
+        metric: FeatureMetric,
+    ) -> None:
+        loss, batch = problem.view.loss, perturbed.batch
+        self._loss = loss
+        self._outputs = wide(perturbed.outputs)
+        self._targets = risk_of(problem, batch, perturbed.outputs)[3]
+        self.is_exact = isinstance(loss, SquaredError)
+        phi = wide(metric.whitened(perturbed.features[:, :, 0]))
+        inner = loss.hessian_inner(self._outputs, self._targets, gram)
+        self.expected = phi.square().sum(1) * inner / (2 * phi.shape[1])
+
+    def drawn(self, moved: Tensor) -> Tensor | None:
+        """Half of the second derivative along a change of the outputs.
+
+        Parameters
+        ----------
+        moved : Tensor
+            Raw outputs at perturbed features.
+
+        Returns
+        -------
+        values : Tensor of shape (n,) or None
+            None where torch cannot differentiate the loss this way.
+        """
+        change = wide(moved) - self._outputs
+        try:
+            product: Any = torch.func.jvp(
+                lambda f: self._loss.gradient(f, self._targets),
+                (self._outputs,),
+                (change,),
+            )[1]
+        except (RuntimeError, NotImplementedError):
+            return None
+        return 0.5 * (change * product).reshape(len(change), -1).sum(1)
