@@ -15,7 +15,10 @@ __all__ = [
     "FlattestWithin",
     "MeasureScorer",
     "RelativeFlatnessScorer",
+    "SmoothedRiskScorer",
+    "SmoothedRiskSearchCV",
     "TrainingFlatnessScorer",
+    "WholeSample",
     # Feature robustness
     "FeatureRobustness",
     "feature_robustness",
@@ -64,11 +67,15 @@ from ._measures.sharpness import asam_sharpness, sam_sharpness
 from ._representativeness.generalization_bound import generalization_bound
 from ._representativeness.representativeness import KDERepresentativeness
 from ._robustness.feature_robustness import FeatureRobustness, feature_robustness
-from ._robustness.smoothed_risk import SmoothedRisk, smoothed_risk
+from ._robustness.smoothed_result import SmoothedRisk
+from ._robustness.smoothed_risk import smoothed_risk
 from ._selection.flattest_within import FlattestWithin
 from ._selection.scorers import (
     MeasureScorer,
     RelativeFlatnessScorer,
     TrainingFlatnessScorer,
 )
+from ._selection.smoothed_scorer import SmoothedRiskScorer
+from ._selection.smoothed_search import SmoothedRiskSearchCV
+from ._selection.whole_sample import WholeSample
 from ._split.feature_split import FeatureSplit

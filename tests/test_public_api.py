@@ -91,7 +91,9 @@ def test_is_documented(module, name):
         titles = ["Parameters", "Attributes"]
     else:
         titles = ["Returns", "Yields"]
-    assert any(section(doc, title) for title in titles), f"{name} lacks {titles}"
+    # A splitter without options has nothing to list.
+    bare = inspect.isclass(value) and value.__init__ is object.__init__
+    assert bare or any(section(doc, t) for t in titles), f"{name} lacks {titles}"
     # Nobody makes a result by hand: what returns it has the example.
     is_result = inspect.isclass(value) and section(doc, "Parameters") is None
     assert is_result or ">>>" in doc, f"{name} has no example"

@@ -166,8 +166,8 @@ class BinaryCrossEntropy(PointwiseLoss):
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weight, positive = self._weights(outputs)
-        likely = positive * targets * F.logsigmoid(outputs)
-        return -weight * (likely + (1 - targets) * F.logsigmoid(-outputs))
+        likely = positive * targets * _minus_log_sigmoid(outputs)
+        return weight * (likely + (1 - targets) * _minus_log_sigmoid(-outputs))
 
     def _slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weight, positive = self._weights(outputs)
@@ -178,6 +178,13 @@ class BinaryCrossEntropy(PointwiseLoss):
         weight, positive = self._weights(outputs)
         variance = torch.sigmoid(outputs) * torch.sigmoid(-outputs)
         return weight * (positive * targets + (1 - targets)) * variance
+
+
+def _minus_log_sigmoid(x: Tensor) -> Tensor:
+    """Minus the logarithm of the sigmoid, to the last digit that of torch."""
+    # torch's own starts its threads for every few numbers, and waits for them where
+    # other processes have the cores.
+    return torch.logaddexp(x.new_zeros(()), -x)
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

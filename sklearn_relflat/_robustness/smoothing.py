@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from sklearn_relflat._density.feature_metric import FeatureMetric
 from sklearn_relflat._layers.capture import capture, is_output
 from sklearn_relflat._layers.own_forward import agree
 from sklearn_relflat._losses.pointwise import SquaredError
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._measures.badness import errors
 from sklearn_relflat._robustness.matrix_distribution import RandomSource
 from sklearn_relflat._robustness.perturbations import HaarOrthogonal
@@ -386,12 +386,12 @@ class Curvature:
             None where torch cannot differentiate the loss this way.
         """
         change = wide(moved) - self._outputs
+        leaf = self._outputs.clone().requires_grad_()
         try:
-            product: Any = torch.func.jvp(
-                lambda f: self._loss.gradient(f, self._targets),
-                (self._outputs,),
-                (change,),
-            )[1]
-        except (RuntimeError, NotImplementedError):
+            with torch.enable_grad():
+                slope = (self._loss.gradient(leaf, self._targets) * change).sum()
+                (product,) = torch.autograd.grad(slope, leaf)
+        except RuntimeError as error:
+            raise_out_of_memory(error)
             return None
         return 0.5 * (change * product).reshape(len(change), -1).sum(1)

@@ -63,7 +63,7 @@ class _BaseScorer(BaseEstimator, ABC):
         return "sample_weight" in inspect.signature(self.score).parameters
 
 
-def _as_score(value: Any, name: str) -> float:
+def as_score(value: Any, name: str) -> float:
     """Return a number that is not NaN."""
     try:
         score = float(value)
@@ -80,7 +80,7 @@ def _as_score(value: Any, name: str) -> float:
     return score
 
 
-def _aligned_targets(X: Any, y: Any) -> Any:
+def aligned_targets(X: Any, y: Any) -> Any:
     """Return the targets to measure with; None where X is a data set with its own."""
     # skorch's EpochScoring hands over a data set, in its own order, together with the
     # targets that it has cached in the shuffled order of the epoch.
@@ -215,7 +215,7 @@ class RelativeFlatnessScorer(_BaseScorer):
             result = relative_flatness(
                 estimator,
                 X,
-                _aligned_targets(X, y),
+                aligned_targets(X, y),
                 sample_weight=sample_weight,
                 **options,
             )
@@ -224,7 +224,7 @@ class RelativeFlatnessScorer(_BaseScorer):
             # nobody reads: that must not end a search.
             warnings.warn(f"The score is NaN: {error}", stacklevel=2)
             return math.nan
-        return -_as_score(result, "relative_flatness")
+        return -as_score(result, "relative_flatness")
 
 
 class MeasureScorer(_BaseScorer):
@@ -325,8 +325,8 @@ class MeasureScorer(_BaseScorer):
         options = dict(self.measure_kwargs or {})
         if sample_weight is not None:
             options["sample_weight"] = sample_weight
-        value = self._function()(estimator, X, _aligned_targets(X, y), **options)
-        score = _as_score(value, self._measure_name())
+        value = self._function()(estimator, X, aligned_targets(X, y), **options)
+        score = as_score(value, self._measure_name())
         return score if self.greater_is_better else -score
 
     def _accept_sample_weight(self) -> bool:
@@ -399,7 +399,7 @@ class TrainingFlatnessScorer(_BaseScorer):
             Larger is flatter.
         """
         self._validate_params()
-        return -_as_score(_training_flatness(estimator), "training_flatness_")
+        return -as_score(_training_flatness(estimator), "training_flatness_")
 
     def __call__(
         self, estimator: Any, X: Any = None, y: Any = None, **params: Any
