@@ -1,8 +1,11 @@
 """Sums over pairs of perturbations, sample by sample: means and true variances.
 
 Conventions: c_ik is the change of the loss of sample i in pair k, q_ik its second-order
-part with the known expectation e_i (a control variate). With one coefficient beta for
-all samples the estimate of sample i is ``mean_k c_ik - beta (mean_k q_ik - e_i)``.
+part with the known expectation e_i (a control variate). The estimate of sample i is the
+mean over k of ``r_ik = c_ik - beta_k (q_ik - e_i)``. The coefficient beta_k of a pair is
+the best one for the other groups of pairs, so that it is independent of the pair, and
+the spread of r_ik the true one: one coefficient for all, from the same draws, covered
+0.92 where 0.95 was claimed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import torch
 from torch import Tensor
 
 _POWERS = ("c", "cc", "q", "qq", "cq")
+# Groups of pairs that lend each other their coefficients.
+_MAX_GROUPS = 8
 
 
 @dataclass
@@ -26,6 +31,8 @@ class BatchSums:
         Loss without perturbation, and how it counts.
     n_features : int
         Features m.
+    n_groups : int
+        Groups of pairs.
     expected : Tensor of shape (n,) or None
         Expectation of the second order, if there is one.
     """
@@ -34,9 +41,23 @@ class BatchSums:
     denominator: Tensor
     weight: Tensor
     n_features: int
+    n_groups: int = 1
     expected: Tensor | None = None
-    _powers: dict[str, Tensor] = field(default_factory=dict)
+    _powers: list[list[Tensor]] = field(default_factory=list)
     _pairs: list[Tensor] = field(default_factory=list)
+
+    def expect(self, expected: Tensor, n_pairs: int) -> None:
+        """Use a control variate.
+
+        Parameters
+        ----------
+        expected : Tensor of shape (n,)
+            Expectations of the second order.
+        n_pairs : int
+            Pairs that are going to be added.
+        """
+        self.expected = expected
+        self.n_groups = min(_MAX_GROUPS, n_pairs)
 
     def add(self, change: Tensor, control: Tensor | None) -> None:
         """Add one pair.
@@ -51,12 +72,14 @@ class BatchSums:
         if control is None:
             self.expected = None
             control = torch.zeros_like(change)
-        terms = (change, change**2, control, control**2, change * control)
-        for name, term in zip(_POWERS, terms, strict=True):
-            known = self._powers.get(name)
-            self._powers[name] = term if known is None else known + term
-        weighted = torch.stack([change, control]) @ self.weight
-        self._pairs.append(weighted)
+        terms = [change, change**2, control, control**2, change * control]
+        group = len(self._pairs) % self.n_groups
+        if group == len(self._powers):
+            self._powers.append(terms)
+        else:
+            known = self._powers[group]
+            self._powers[group] = [a + b for a, b in zip(known, terms, strict=True)]
+        self._pairs.append(torch.stack([change, control]) @ self.weight)
 
     def known(self, change: Tensor) -> SmoothedSums:
         """Return the sums where the expectation of the change is known.
@@ -81,7 +104,8 @@ class BatchSums:
         sums : SmoothedSums
             On the CPU.
         """
-        arrays = {name: _host(values) for name, values in self._powers.items()}
+        columns = zip(_POWERS, zip(*self._powers, strict=True), strict=True)
+        arrays = {name: _host(torch.stack(parts)) for name, parts in columns}
         expected = self.expected
         arrays["expected"] = (
             np.full(len(self.base), np.nan) if expected is None else _host(expected)
@@ -101,7 +125,7 @@ class SmoothedSums:
 
     Attributes
     ----------
-    arrays : dict of str to ndarray of shape (n_samples,)
+    arrays : dict of str to ndarray of shape (n_samples,) or (n_groups, n_samples)
         Sums over pairs, by what is summed.
     pairs : ndarray of shape (n_pairs, 2)
         Weighted sums over samples of changes and controls, for each pair.
@@ -129,7 +153,7 @@ class SmoothedSums:
         """
         names = set.intersection(*(set(part.arrays) for part in parts))
         arrays = {
-            name: np.concatenate([part.arrays[name] for part in parts])
+            name: np.concatenate([part.arrays[name] for part in parts], axis=-1)
             for name in names
         }
         pairs = np.sum([part.pairs for part in parts], axis=0)
@@ -203,23 +227,53 @@ class SmoothedSums:
             known = self.arrays["known"]
             return known, np.zeros_like(known), np.empty(0)
         n, sums = self.n_pairs, self.arrays
-        mean_c, mean_q = sums["c"] / n, sums["q"] / n
-        spread = {
-            "cc": np.maximum(sums["cc"] - n * mean_c**2, 0.0),
-            "qq": np.maximum(sums["qq"] - n * mean_q**2, 0.0),
-            "cq": sums["cq"] - n * mean_c * mean_q,
+        n_groups = len(sums["c"])
+        groups = np.arange(n) % n_groups
+        sizes = np.bincount(groups, minlength=n_groups)[:, None]
+        expected, beta = sums["expected"], np.zeros((n_groups, 1))
+        if np.isfinite(expected).all():
+            beta = self._coefficients(share, sizes)
+        else:
+            expected = np.zeros_like(expected)
+        total_r = sums["c"] - beta * (sums["q"] - sizes * expected)
+        squares = (
+            sums["cc"]
+            - 2 * beta * (sums["cq"] - expected * sums["c"])
+            + beta**2 * (sums["qq"] - 2 * expected * sums["q"] + sizes * expected**2)
+        )
+        change = total_r.sum(axis=0) / n
+        spread = np.maximum(squares.sum(axis=0) - n * change**2, 0.0)
+        spread *= self._beta_inflation(share, beta, spread)
+        offset = beta[groups, 0] * float((share * expected).sum())
+        by_pair = (self.pairs[:, 0] - beta[groups, 0] * self.pairs[:, 1]) / total
+        return change, spread / (n * (n - 1)), by_pair + offset
+
+    def _beta_inflation(
+        self, share: np.ndarray, beta: np.ndarray, spread: np.ndarray
+    ) -> float:
+        """Factor of the variance for what the coefficients themselves are unsure of."""
+        n_groups, total = len(beta), float((share**2 * spread).sum())
+        if n_groups < 2 or not total > 0:
+            return 1.0
+        sums = {name: self.arrays[name].sum(axis=0) for name in ("q", "qq")}
+        pooled = float((share**2 * (sums["qq"] - sums["q"] ** 2 / self.n_pairs)).sum())
+        # The jackknife: each coefficient leaves one group out.
+        variance = (n_groups - 1) * float(beta.var())
+        return 1.0 + variance * pooled / total
+
+    def _coefficients(self, share: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Coefficient of each group, the best one for all others: (n_groups, 1)."""
+        others = {
+            name: self.arrays[name].sum(0) - self.arrays[name] for name in _POWERS
         }
-        beta, expected = 0.0, np.zeros_like(mean_q)
-        pooled = float((share**2 * spread["qq"]).sum())
-        if pooled > 0 and np.isfinite(sums["expected"]).all():
-            beta = float((share**2 * spread["cq"]).sum()) / pooled
-            expected = sums["expected"]
-        change = mean_c - beta * (mean_q - expected)
-        residual = spread["cc"] - 2 * beta * spread["cq"] + beta**2 * spread["qq"]
-        variance = np.maximum(residual, 0.0) / (n * (n - 1))
-        by_pair = self.pairs[:, 0] - beta * self.pairs[:, 1]
-        offset = beta * float((share * expected).sum())
-        return change, variance, by_pair / total + offset
+        rest = sizes.sum() - sizes
+        if rest.min() < 2:
+            return np.zeros(sizes.shape)
+        spread_qq = others["qq"] - others["q"] ** 2 / rest
+        spread_cq = others["cq"] - others["c"] * others["q"] / rest
+        pooled = (share**2 * spread_qq).sum(axis=1, keepdims=True)
+        found = (share**2 * spread_cq).sum(axis=1, keepdims=True)
+        return np.where(pooled > 0, found / np.where(pooled > 0, pooled, 1.0), 0.0)
 
 
 def _host(values: Tensor) -> np.ndarray:

@@ -224,7 +224,7 @@ class Smoother:
         if curvature is not None and curvature.is_exact:
             return sums.known(delta**2 * curvature.expected)
         if curvature is not None:
-            sums.expected = delta**2 * curvature.expected
+            sums.expect(delta**2 * curvature.expected, len(streams))
         for step in pairs_of(perturbed, space, streams):
             outputs = perturbed.at(step, delta)
             plus = risk.terms(batch, outputs)[0]
