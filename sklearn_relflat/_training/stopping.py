@@ -112,8 +112,8 @@ class StopAtTrainingLoss(Callback):
     reached_ : bool
         Whether the loss was reached; also ``net.training_loss_reached_``.
     loss_ : float
-        Training loss at the last look, after which the net was not trained any more;
-        also ``net.training_loss_``. NaN if there was none.
+        Training loss at the end; also ``net.training_loss_``. NaN if there was no
+        training at all.
 
     See Also
     --------
@@ -212,7 +212,7 @@ class StopAtTrainingLoss(Callback):
                     f"training beside StopAtTrainingLoss, got {name!r}: the net would "
                     "end at another training loss. Set its load_best=False."
                 )
-        self.reached_, self.loss_ = False, np.nan
+        self.reached_, self.loss_, self.is_seen_ = False, np.nan, True
         self._let_go()
         self._note(net)
 
@@ -280,6 +280,7 @@ class StopAtTrainingLoss(Callback):
         if not training:
             return
         self.step_ += 1
+        self.is_seen_ = False
         # At its last step the epoch is brought to its end first, for the history.
         if self.step_ != self.n_steps_ and self._is_due():
             self._look(net)
@@ -312,6 +313,9 @@ class StopAtTrainingLoss(Callback):
         RuntimeError
             If it was not reached, with ``on_miss="raise"``.
         """
+        if not self.is_seen_:
+            # Something else ended the training, between two looks.
+            self._measure(net)
         self._let_go()
         self._note(net)
         if self.reached_ or self.on_miss == "ignore":
@@ -340,15 +344,20 @@ class StopAtTrainingLoss(Callback):
 
     def _look(self, net: Any) -> None:
         """End the training if the loss is reached."""
+        self._measure(net)
+        if self.reached_:
+            raise KeyboardInterrupt  # skorch's way to end a training from inside
+
+    def _measure(self, net: Any) -> None:
+        """Note the loss, and whether it is reached."""
+        self.is_seen_ = True
         with _undisturbed(net):
             self.loss_ = self._loss_of(net)
-            if self.loss_ > self.threshold or np.isnan(self.loss_):
+            self.reached_ = self.loss_ <= self.threshold
+            if not self.reached_:
                 self._keep_parameters(net)
-                return
-            self.reached_ = True
-            if self.exact:
+            elif self.exact:
                 self._go_back(net)
-        raise KeyboardInterrupt  # skorch's way to end a training from inside
 
     def _loss_of(self, net: Any) -> float:
         """Return the loss on the training samples."""

@@ -361,6 +361,29 @@ def test_early_stopping_beside_it():
         net(after=[("early", early)], train_split=ValidSplit(3)).fit(X, y)
 
 
+class Interrupt(Callback):
+    """A hand on the keyboard after so many steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_batch_end(self, net, **kwargs):
+        self.steps -= 1
+        if not self.steps:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_training_that_something_else_ends(steps, before):
+    stop = ("stop", StopAtTrainingLoss(0.65, exact=True, on_miss="ignore"))
+    hand = ("hand", Interrupt(steps))
+    fitted = net(callbacks=[hand, stop] if before else [stop, hand], lr=0.1).fit(X, y)
+    assert fitted.training_loss_ == pytest.approx(loss_of(fitted), rel=1e-5)
+    reached = losses_of_a_plain_training(2, lr=0.1)[steps - 1] <= 0.65
+    assert fitted.training_loss_reached_ is reached
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
