@@ -45,6 +45,7 @@ SCORING = {
 TOLERANCE = 0.01
 N_SUBSETS = 200
 SUBSET_SIZES = (3, 4, 6)
+N_RESAMPLES = 2000
 BINS = (1.0, 1.25, 1.5, 2.0, 4.0, 10.0, 100.0, np.inf)
 LOSS_TOLERANCES = (0.0, 0.1, 0.25, 0.5, 1.0, 3.0, 9.0)
 
@@ -102,14 +103,14 @@ def fit_all(data: str, family: str, seed: int) -> dict:
         }
         for name in ("cross_entropy", "squared_error"):
             row[name] = found[f"train_{name}"].mean()
-        rows.append({key: float(value) for key, value in row.items()})
-    return {"data": data, "family": family, "seed": seed, "candidates": rows}
+        rows.append(row)
+    candidates = {key: [float(f"{row[key]:.6g}") for row in rows] for key in rows[0]}
+    return {"data": data, "family": family, "seed": seed, "candidates": candidates}
 
 
 def columns(case: dict) -> dict[str, np.ndarray]:
     """Candidates of a case as arrays."""
-    rows = case["candidates"]
-    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    return {key: np.array(values) for key, values in case["candidates"].items()}
 
 
 def replay(cases: list[dict], flatness: str, seed: int) -> list[dict]:
@@ -164,24 +165,41 @@ def choose(part: dict[str, np.ndarray], flatness: str) -> dict | None:
     }
 
 
-def by_spread(found: list[dict]) -> list[dict]:
+def interval(moved: list[dict], seed: int) -> list[float]:
+    """Percentiles 2.5 and 97.5 of the mean difference, over sets of fits."""
+    groups: dict[tuple, list[float]] = {}
+    for case in moved:
+        groups.setdefault(case["fits"], []).append(difference(case))
+    totals = np.array([[sum(values), len(values)] for values in groups.values()])
+    rng = np.random.default_rng(seed)
+    drawn = totals[rng.integers(len(totals), size=(N_RESAMPLES, len(totals)))].sum(1)
+    return np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5]).tolist()
+
+
+def difference(case: dict) -> float:
+    """Held-out log-loss of the flattest minus that of the most accurate."""
+    return case["flattest"] - case["most accurate"]
+
+
+def by_spread(found: list[dict], seed: int) -> list[dict]:
     """How often the flattest is worse than the most accurate, by spread."""
     rows = []
     for low, high in itertools.pairwise(BINS):
         part = [case for case in found if low <= case["spread"] < high]
-        gain = np.array([case["flattest"] - case["most accurate"] for case in part])
-        moved = gain[gain != 0]
-        rows.append(
-            {
-                "from": low,
-                "to": None if np.isinf(high) else high,
-                "n": len(part),
-                "n_fits": len({case["fits"] for case in part}),
-                "n_other_choice": len(moved),
-                "worse": float((moved > 0).mean()) if len(moved) else None,
-                "mean_difference": float(moved.mean()) if len(moved) else None,
-            }
-        )
+        moved = [case for case in part if difference(case) != 0]
+        gain = np.array([difference(case) for case in moved])
+        row = {
+            "from": low,
+            "to": None if np.isinf(high) else high,
+            "n": len(part),
+            "n_other_choice": len(moved),
+            "n_fits": len({case["fits"] for case in moved}),
+        }
+        if moved:
+            row["worse"] = float((gain > 0).mean())
+            row["mean_difference"] = float(gain.mean())
+            row["interval"] = interval(moved, seed)
+        rows.append(row)
     return rows
 
 
@@ -208,20 +226,20 @@ def by_limit(found: list[dict]) -> list[dict]:
 def spread_table(rows: list[dict]) -> list[str]:
     """Write `by_spread` as Markdown."""
     lines = [
-        "| largest / smallest training loss | searches | sets of fits | another choice "
-        "| worse | mean difference in log-loss |",
+        "| largest / smallest training loss | searches | another choice | sets of fits "
+        "| worse | mean difference in log-loss (95 %) |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         to = "more" if row["to"] is None else f"{row['to']:g}"
-        counts = f"{row['n']} | {row['n_fits']} | {row['n_other_choice']}"
+        counts = f"{row['n']} | {row['n_other_choice']} | {row['n_fits']}"
         seen = f"| {row['from']:g} to {to} | {counts} "
-        if row["worse"] is None:
+        if "worse" not in row:
             lines.append(f"{seen}| | |")
-        else:
-            lines.append(
-                f"{seen}| {row['worse']:.0%} | {row['mean_difference']:+.4f} |"
-            )
+            continue
+        low, high = row["interval"]
+        mean = f"{row['mean_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+        lines.append(f"{seen}| {row['worse']:.0%} | {mean} |")
     return lines
 
 
@@ -256,7 +274,8 @@ def table(payload: dict) -> str:
             f"## Relative flatness for the {flatness.replace('_', '-')}",
             "",
             "How often the flattest has a higher held-out log-loss than the most "
-            "accurate, where it is another candidate:",
+            "accurate, where it is another candidate, and by how much on average "
+            "(bootstrap over sets of fits):",
             "",
             *spread_table(found["by_spread"]),
             "",
@@ -274,7 +293,7 @@ def main() -> None:
     """Fit, replay, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--splits", type=int, default=6)
+    parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--replay", action="store_true")
     arguments = parser.parse_args()
     # Networks are stopped before they converge on purpose.
@@ -296,7 +315,7 @@ def main() -> None:
     for flatness in ("cross_entropy", "squared_error"):
         found = replay(payload["cases"], flatness, arguments.seed)
         payload["results"][flatness] = {
-            "by_spread": by_spread(found),
+            "by_spread": by_spread(found, arguments.seed),
             "by_limit": by_limit(found),
         }
     write_results(NAME, payload, table(payload))
