@@ -5,6 +5,7 @@ from sklearn_relflat._training.monitor import RelativeFlatnessMonitor
 from sklearn_relflat._training.recorder import RelativeFlatnessRecorder
 from sklearn_relflat._training.regularized import FlatnessRegularized
 from sklearn_relflat._training.seeded import Seeded
+from sklearn_relflat._training.stopping import StopAtTrainingLoss
 
 __all__ = [
     "FlatnessRegularized",
@@ -12,4 +13,5 @@ __all__ = [
     "RelativeFlatnessMonitor",
     "RelativeFlatnessRecorder",
     "Seeded",
+    "StopAtTrainingLoss",
 ]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from skorch import NeuralNetClassifier
@@ -18,9 +17,7 @@ from skorch.callbacks import Callback
 from torch import nn
 from tqdm import tqdm
 
-from sklearn_relflat.callbacks import Seeded
-
-N_BISECTIONS = 12
+from sklearn_relflat.callbacks import Seeded, StopAtTrainingLoss
 
 
 class SeededClassifier(Seeded, NeuralNetClassifier):
@@ -40,74 +37,6 @@ class MLP(nn.Sequential):
                 output=nn.Linear(n_hidden, n_classes),
             )
         )
-
-
-class StopAtTrainingLoss(Callback):
-    """Callback that ends the training of a net at a given training loss.
-
-    Measures of sharpness can only be compared between models with the same training
-    loss. The loss on all training samples is looked at after every step, and the last
-    step is shortened so that it is met.
-
-    Parameters
-    ----------
-    loss : float
-        Mean training loss to end at.
-
-    Notes
-    -----
-    For networks without buffers, such as those of batch normalization, on data that
-    fit into memory. A training that never gets there ends with its last epoch.
-    """
-
-    def __init__(self, loss: float) -> None:
-        self.loss = loss
-
-    def on_train_begin(
-        self, net: Any, X: Any = None, y: Any = None, **kwargs: Any
-    ) -> None:
-        """Keep the training samples."""
-        self.X_, self.y_ = torch.as_tensor(X), torch.as_tensor(y)
-
-    def on_batch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Keep the parameters from before the step."""
-        self.before_ = [p.detach().clone() for p in net.module_.parameters()]
-
-    def on_batch_end(self, net: Any, **kwargs: Any) -> None:
-        """End the training if the loss is reached."""
-        # skorch puts the net back into training mode before the next batch.
-        net.module_.eval()
-        if self._loss_of(net) < self.loss:
-            self._shorten_step(net)
-            raise KeyboardInterrupt  # skorch's way to end a training from inside
-
-    def on_train_end(self, net: Any, **kwargs: Any) -> None:
-        """Let the samples go: a pickled net holds no data."""
-        for name in ("X_", "y_", "before_"):
-            self.__dict__.pop(name, None)
-
-    def _loss_of(self, net: Any) -> float:
-        """Mean loss on the training samples."""
-        with torch.no_grad():
-            loss = net.get_loss(net.infer(self.X_), self.y_, training=False)
-        return float(loss)
-
-    def _shorten_step(self, net: Any) -> None:
-        """Go back on the last step, by bisection, to where the loss is met."""
-        parameters = [p.detach() for p in net.module_.parameters()]
-        after = [p.clone() for p in parameters]
-        shortest, longest = 0.0, 1.0
-        for _ in range(N_BISECTIONS):
-            middle = (shortest + longest) / 2
-            for parameter, start, end in zip(
-                parameters, self.before_, after, strict=True
-            ):
-                # In place: a detached tensor shares its values with the parameter.
-                torch.lerp(start, end, middle, out=parameter)
-            if self._loss_of(net) < self.loss:
-                longest = middle
-            else:
-                shortest = middle
 
 
 class Tick(Callback):
@@ -188,9 +117,11 @@ def make_net(
     pipeline : Pipeline
         With the steps "scale", "cast" and "net".
     """
-    callbacks: list[tuple[str, Callback]] = [
-        ("stop", StopAtTrainingLoss(training_loss))
-    ]
+    # The report tells which nets did not get there.
+    stop = StopAtTrainingLoss(
+        training_loss, checks_per_epoch=None, exact=True, on_miss="ignore"
+    )
+    callbacks: list[tuple[str, Callback]] = [("stop", stop)]
     if progress_file is not None:
         callbacks.append(("tick", Tick(progress_file)))
     net = SeededClassifier(

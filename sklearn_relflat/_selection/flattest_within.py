@@ -1,11 +1,22 @@
 """The choice of a candidate from a search: the flattest among the accurate."""
 
 import numbers
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+
+#: What scikit-learn calls the score whose negative is the log-loss.
+LOG_LOSS = "neg_log_loss"
+
+#: From this ratio of training losses on, the flattest of the accurate candidates mostly
+#: had a higher held-out log-loss than the most accurate one (see `benchmarks/`).
+UNEQUAL = 2.0
+
+# Scikit-learn's log-loss takes no probability for smaller than that, nor do we a loss.
+_SMALLEST_LOSS = float(np.finfo(np.float64).eps)
 
 
 class CannotChooseError(ValueError):
@@ -48,17 +59,39 @@ class FlattestWithin(BaseEstimator):
         Column to read the flatness from. "train" needs ``return_train_score=True``.
         "test" is right for a `TrainingFlatnessScorer`, which reads what the model
         noted in training whatever split it is asked about, and for nothing else.
+    loss : str, default=None
+        Key in ``scoring`` of the negative of the loss that was minimised in training,
+        such as scikit-learn's "neg_log_loss": the negative of its train column is the
+        training loss. Needs ``return_train_score=True``. None takes "neg_log_loss" if
+        it is there, and otherwise nothing is known of the training losses.
+    loss_tol : float, default=None
+        Largest relative distance of a candidate's training loss to the median training
+        loss of the accurate candidates: only those within a factor of ``1 + loss_tol``
+        of it, above or below, are compared. None compares all accurate candidates, and
+        warns if a choice was made between training losses that lie further apart than
+        a factor of 2.
 
     See Also
     --------
     RelativeFlatnessScorer : Computes the flatness of each split.
     TrainingFlatnessScorer : Reads what was recorded in training.
+    sklearn_relflat.callbacks.StopAtTrainingLoss : Trains nets to equal training loss.
 
     Notes
     -----
     The standard error of the best candidate's score is
     ``std(scores, ddof=1) / sqrt(n_splits)``. Candidates with a score that is not finite
     are left out.
+
+    An over-confident model has a small training loss, and is flat because of it, so
+    flatness compares models of about the same training loss only. Training losses span
+    decades, so that ``loss_tol`` is a ratio: with 0.5, losses from 2/3 of the median to
+    3/2 of it are alike. The median is the training loss of one of the candidates: of
+    two in the middle that of the more accurate one. So one is always left; with a small
+    `loss_tol` it may be the only one, and then it is not flatness that chose. The
+    factor of 2 is from an experiment (``benchmarks/flatness_at_unequal_loss.py``): from
+    there on the flattest of the accurate candidates mostly had a higher held-out
+    log-loss than the most accurate one, and below it there was no clear difference.
 
     With a callable ``refit`` scikit-learn sets no ``best_score_``, and a search over
     several metrics has no working ``score``: use ``search.best_estimator_.score``.
@@ -76,6 +109,17 @@ class FlattestWithin(BaseEstimator):
     1
     >>> FlattestWithin(tol=0.0)(cv_results)
     0
+
+    The flattest of three accurate candidates owes that to a training loss of nearly
+    zero, and is not comparable with the other two:
+
+    >>> cv_results = {
+    ...     "mean_test_accuracy": [0.96, 0.95, 0.96],
+    ...     "mean_train_relative_flatness": [-30.0, -20.0, -0.1],
+    ...     "mean_train_neg_log_loss": [-0.20, -0.25, -0.0001],
+    ... }
+    >>> FlattestWithin(tol=0.02, loss_tol=0.5)(cv_results)
+    1
     """
 
     def __init__(
@@ -85,11 +129,15 @@ class FlattestWithin(BaseEstimator):
         metric: str = "accuracy",
         flatness: str = "relative_flatness",
         split: str = "train",
+        loss: str | None = None,
+        loss_tol: float | None = None,
     ) -> None:
         self.tol = tol
         self.metric = metric
         self.flatness = flatness
         self.split = split
+        self.loss = loss
+        self.loss_tol = loss_tol
 
     def __call__(self, cv_results: Mapping[str, Any]) -> int:
         """Choose a candidate.
@@ -125,20 +173,66 @@ class FlattestWithin(BaseEstimator):
             )
         score = self._column(cv_results, f"mean_test_{self.metric}")
         flatness = self._column(cv_results, f"mean_{self.split}_{self.flatness}")
+        loss = self._training_loss(cv_results)
         finite = np.isfinite(score) & np.isfinite(flatness)
+        names = f"{self.metric!r} and {self.flatness!r}"
+        if self.loss_tol is not None:
+            finite &= np.isfinite(loss)
+            names = f"{names} and training loss"
         if not finite.any():
             raise ValueError(
-                f"Expected a candidate with finite {self.metric!r} and "
-                f"{self.flatness!r}, got none among {len(score)}. Pass "
-                'error_score="raise" to see what went wrong.'
+                f"Expected a candidate with finite {names}, got none among "
+                f'{len(score)}. Pass error_score="raise" to see what went wrong.'
             )
         best = int(np.flatnonzero(finite)[score[finite].argmax()])
         # The tolerance is meant in decimals: 0.95 is within 0.01 of 0.96.
         margin = self._tolerance(cv_results, best) + 1e-12 * abs(score[best])
         accurate = np.flatnonzero(finite & (score >= score[best] - margin))
+        if self.loss_tol is not None:
+            accurate = _near_the_median(accurate, loss, score, self.loss_tol)
         # The last key is the first to sort by; what still ties stays in order.
         order = np.lexsort((-score[accurate], -flatness[accurate]))
-        return int(accurate[order[0]])
+        chosen = int(accurate[order[0]])
+        # Where flatness changed nothing, nothing hangs on what it compared.
+        if self.loss_tol is None and chosen != best:
+            _warn_if_unequal(loss[accurate])
+        return chosen
+
+    def _training_loss(self, cv_results: Mapping[str, Any]) -> np.ndarray:
+        """Return the training losses, NaN where they are not known."""
+        key = self.loss
+        if key is None and f"mean_train_{LOG_LOSS}" in cv_results:
+            key = LOG_LOSS
+        self._check_loss_tol(key)
+        if key is None:
+            return np.full(len(cv_results[f"mean_test_{self.metric}"]), np.nan)
+        loss = -self._column(cv_results, f"mean_train_{key}")
+        if (loss < 0).any():
+            raise ValueError(
+                f"Expected the negative of a loss as {key!r}, larger is better, got "
+                f"{-loss.min():.4g} in 'mean_train_{key}'. Name a score such as "
+                f"{LOG_LOSS!r} in scoring=, and its key as loss=."
+            )
+        return np.maximum(loss, _SMALLEST_LOSS)
+
+    def _check_loss_tol(self, key: str | None) -> None:
+        """Raise where loss_tol is not valid, or there is no loss for it."""
+        tol: Any = self.loss_tol
+        if tol is None:
+            return
+        is_number = isinstance(tol, numbers.Real) and not isinstance(tol, bool)
+        if not is_number or not 0 <= tol < np.inf:
+            raise ValueError(
+                "Expected loss_tol to be a finite number of at least 0, or None, got "
+                f"{tol!r}."
+            )
+        if key is None:
+            raise ValueError(
+                f"Expected training losses to compare, for loss_tol={tol!r}, got "
+                f"loss=None and no {LOG_LOSS!r} of the training splits. Add "
+                f"{LOG_LOSS!r} to scoring=, name its key as loss=, and pass "
+                "return_train_score=True."
+            )
 
     def _column(self, cv_results: Mapping[str, Any], key: str) -> np.ndarray:
         """Return a column of the results."""
@@ -146,7 +240,12 @@ class FlattestWithin(BaseEstimator):
             return np.asarray(cv_results[key], dtype=np.float64)
         there = sorted(name for name in cv_results if name.startswith("mean_t"))
         advice = "Name the keys of scoring= as metric= and flatness=."
-        if key.startswith("mean_train_"):
+        if key == f"mean_train_{self.loss}":
+            advice = (
+                "Pass return_train_score=True to the search, and name the key of the "
+                "loss in scoring= as loss=."
+            )
+        elif key.startswith("mean_train_"):
             advice = (
                 "Pass return_train_score=True to the search, or split='test' if "
                 f"{self.flatness!r} is a TrainingFlatnessScorer. {advice}"
@@ -181,3 +280,33 @@ class FlattestWithin(BaseEstimator):
                 f"'split*{ending}'. Use more folds, or a number as tol."
             )
         return float(np.std(scores, ddof=1) / np.sqrt(len(scores)))
+
+
+def _near_the_median(
+    candidates: np.ndarray, loss: np.ndarray, score: np.ndarray, tol: float
+) -> np.ndarray:
+    """Return the candidates whose loss is within a factor of their median's."""
+    ranked = candidates[np.argsort(loss[candidates], kind="stable")]
+    # A mean of the two in the middle might lie decades from every candidate.
+    middle = ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
+    median = loss[middle[score[middle].argmax()]]
+    ratio = np.maximum(loss / median, median / loss)[candidates]
+    return candidates[ratio <= (1 + tol) * (1 + 1e-12)]
+
+
+def _warn_if_unequal(loss: np.ndarray) -> None:
+    """Warn where training losses are too far apart to compare flatness."""
+    loss = loss[np.isfinite(loss)]
+    if not len(loss) or loss.max() <= UNEQUAL * loss.min():
+        return
+    warnings.warn(
+        "Expected accurate candidates of about the same training loss, to choose the "
+        f"flattest, got training losses from {loss.min():.3g} to {loss.max():.3g}. "
+        "Models that are over-confident of their training sample are flat for that "
+        "reason. Pass loss_tol=0.5 to FlattestWithin to compare those near the median "
+        "only, end the training of nets with StopAtTrainingLoss, or choose by training "
+        "loss and flatness together, with SmoothedRiskScorer or SmoothedRiskSearchCV.",
+        UserWarning,
+        # Out of this module: the search, which called the rule.
+        stacklevel=4,
+    )

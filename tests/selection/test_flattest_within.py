@@ -1,5 +1,7 @@
 """FlattestWithin: the choice among candidates, and what it refuses."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -124,6 +126,154 @@ def test_errors(rule, cv_results, message):
         rule(cv_results)
 
 
+# ---------------------------------------------------------------------------
+# Training losses
+# ---------------------------------------------------------------------------
+def with_losses(accuracy, flatness, losses, key="neg_log_loss"):
+    return results(accuracy, flatness) | {f"mean_train_{key}": -np.array(losses)}
+
+
+def slowly_near_the_median(accuracy, flatness, losses, tol, loss_tol):
+    """The rule with a limit in words, over the candidates one by one."""
+    rows = list(zip(accuracy, flatness, losses, strict=True))
+    finite = [i for i, row in enumerate(rows) if np.isfinite(row).all()]
+    best = max(accuracy[i] for i in finite)
+    accurate = sorted(
+        (i for i in finite if accuracy[i] >= best - tol), key=lambda i: losses[i]
+    )
+    n = len(accurate)
+    middle = [accurate[n // 2]] if n % 2 else accurate[n // 2 - 1 : n // 2 + 1]
+    median = losses[max(middle, key=lambda i: accuracy[i])]
+    near = [
+        i
+        for i in accurate
+        if median / (1 + loss_tol) <= losses[i] <= median * (1 + loss_tol)
+    ]
+    return max(near, key=lambda i: (flatness[i], accuracy[i], -i))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "losses", "loss_tol", "chosen"),
+    [
+        # Each candidate is flatter than the one before it.
+        ([0.96, 0.95, 0.96], [0.20, 0.25, 1e-4], 0.5, 1),
+        ([0.96, 0.95, 0.96], [0.20, 0.25, 1e-4], 1e4, 2),
+        ([0.96, 0.95, 0.96], [0.20, 0.25, 1e-4], 0.0, 0),
+        # The limit is a ratio, the same above and below the median.
+        ([0.95, 0.95, 0.95], [0.1, 0.2, 0.4], 1.0, 2),
+        ([0.95, 0.95, 0.95], [0.4, 0.2, 0.1], 1.0, 2),
+        ([0.95, 0.95, 0.95], [0.4, 0.2, 0.1], 0.99, 1),
+        # Of two in the middle the more accurate one is the median.
+        ([0.96, 0.95], [0.2, 1e-4], 0.5, 0),
+        ([0.95, 0.96], [0.2, 1e-4], 0.5, 1),
+        ([0.96, 0.96], [0.2, 1e-4], 0.5, 1),
+        # Only accurate candidates have a say in it.
+        ([0.96, 0.95, 0.5, 0.5, 0.5], [0.20, 0.25, 9, 9, 9], 0.5, 1),
+        # A loss of zero is a small loss, and one that is not known no candidate.
+        ([0.96, 0.95, 0.95], [0.0, 0.25, 0.0], 0.5, 2),
+        ([0.96, 0.95, 0.95], [0.2, 0.25, NAN], 0.5, 1),
+        ([0.96, 0.95, 0.95], [0.2, 0.25, INF], 0.5, 1),
+    ],
+)
+def test_choice_near_the_median_loss(accuracy, losses, loss_tol, chosen):
+    cv_results = with_losses(accuracy, [-20 + i for i in range(len(losses))], losses)
+    assert FlattestWithin(0.02, loss_tol=loss_tol)(cv_results) == chosen
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("loss_tol", [0.0, 0.3, 2.0])
+def test_choice_near_the_median_against_the_rule_in_words(seed, loss_tol):
+    rng = np.random.default_rng(seed)
+    accuracy = rng.choice([0.7, 0.8, 0.85, 0.86, 0.9, NAN], size=12)
+    flatness = rng.choice([-30.0, -20.0, -10.0, NAN], size=12)
+    losses = np.exp(rng.normal(size=12))
+    losses[rng.integers(12)] = NAN
+    rule = FlattestWithin(0.06, loss="ce", loss_tol=loss_tol)
+    expected = slowly_near_the_median(accuracy, flatness, losses, 0.06, loss_tol)
+    assert rule(with_losses(accuracy, flatness, losses, "ce")) == expected
+    # As a ratio, the limit does not depend on the unit of the loss.
+    assert rule(with_losses(accuracy, flatness, 1000 * losses, "ce")) == expected
+
+
+UNEQUAL = [0.3, 0.3, 0.001]
+
+
+@pytest.mark.parametrize(
+    ("losses", "flatness", "warns"),
+    [
+        (UNEQUAL, [-30, -20, -1], True),
+        ([0.001, 0.3, 0.3], [-30, -20, -1], True),
+        ([0.0, 0.3, 0.3], [-30, -20, -1], True),
+        # Alike, up to the factor that the benchmark found.
+        ([0.3, 0.3, 0.151], [-30, -20, -1], False),
+        ([0.3, 0.3, 0.149], [-30, -20, -1], True),
+        # Flatness changed nothing.
+        (UNEQUAL, [-1, -20, -30], False),
+        # Not accurate, or not known.
+        ([0.3, 0.3, 0.3, 9.0], [-30, -20, -1, -1], False),
+        ([0.3, NAN, NAN], [-30, -20, -1], False),
+    ],
+)
+@pytest.mark.parametrize("key", ["neg_log_loss", "ce"])
+def test_warning_about_unequal_losses(losses, flatness, warns, key):
+    accuracy = [0.96, 0.95, 0.96, 0.5][: len(losses)]
+    cv_results = with_losses(accuracy, flatness, losses, key)
+    rule = FlattestWithin(0.02, loss=None if key == "neg_log_loss" else key)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        chosen = rule(cv_results)
+    assert chosen == slowly(accuracy, flatness, 0.02)
+    assert len(caught) == warns
+    if warns:
+        (message,) = [str(warning.message) for warning in caught]
+        for way_out in ("loss_tol=0.5", "StopAtTrainingLoss", "SmoothedRiskSearchCV"):
+            assert way_out in message
+        # The line of the caller.
+        assert caught[0].filename == __file__
+    # Whoever sets the limit has thought about it, and others who name no loss are not
+    # told what nobody knows.
+    rule.set_params(loss=key, loss_tol=1e6)(cv_results)
+    rule.set_params(loss=None, loss_tol=None)(results(accuracy, flatness))
+
+
+@pytest.mark.parametrize(
+    ("rule", "cv_results", "message"),
+    [
+        (
+            FlattestWithin(loss="ce"),
+            results([1.0], [1.0]),
+            r"'mean_train_ce' in cv_results_.*return_train_score=True.*as loss=",
+        ),
+        (
+            FlattestWithin(loss_tol=0.5),
+            results([1.0], [1.0]),
+            "for loss_tol=0.5, got loss=None and no 'neg_log_loss'.*Add 'neg_log_loss'",
+        ),
+        (
+            FlattestWithin(loss="auc"),
+            with_losses([1.0], [1.0], [-0.9], "auc"),
+            "negative of a loss as 'auc', larger is better, got 0.9 in",
+        ),
+        (
+            FlattestWithin(loss_tol=0.5),
+            with_losses([1.0, 1.0], [1.0, NAN], [NAN, 1.0]),
+            "and 'relative_flatness' and training loss, got none among 2",
+        ),
+        *(
+            (
+                FlattestWithin(loss_tol=tol),
+                with_losses([1.0], [1.0], [0.1]),
+                f"loss_tol to be a finite number of at least 0, or None, got {tol!r}",
+            )
+            for tol in (-0.1, NAN, INF, True, "1se")
+        ),
+    ],
+)
+def test_errors_about_losses(rule, cv_results, message):
+    with pytest.raises(ValueError, match=message):
+        rule(cv_results)
+
+
 def negative_norm(estimator, X, y):
     """A stand-in for flatness that costs nothing."""
     return -np.linalg.norm(estimator.coef_)
@@ -150,3 +300,33 @@ def test_in_a_search():
         search.score(X, y)
     assert search.best_estimator_.score(X, y) > 0.3
     assert repr(FlattestWithin(tol="1se")) == "FlattestWithin(tol='1se')"
+
+
+def test_equal_losses_in_a_search():
+    X, y = load_iris(return_X_y=True)
+
+    def fitted(**options):
+        return GridSearchCV(
+            LogisticRegression(max_iter=5000),
+            {"C": [0.03, 0.1, 1, 2, 10]},
+            scoring={
+                "accuracy": "accuracy",
+                "relative_flatness": negative_norm,
+                "ce": "neg_log_loss",
+            },
+            return_train_score=True,
+            refit=FlattestWithin(tol=0.1, loss="ce", **options),
+            error_score="raise",
+        ).fit(X, y)
+
+    with pytest.warns(UserWarning, match="about the same training loss") as caught:
+        assert fitted().best_params_ == {"C": 0.03}
+    assert len(caught) == 1
+    search = fitted(loss_tol=0.5)
+    ratio = search.cv_results_["mean_train_ce"] / np.median(
+        search.cv_results_["mean_train_ce"]
+    )
+    # The norm grows with C, so the flattest near the median is the first of them.
+    assert search.best_index_ == np.flatnonzero((ratio >= 2 / 3) & (ratio <= 1.5))[0]
+    assert search.best_index_ > 0
+    assert clone(search).refit.loss_tol == 0.5
