@@ -173,7 +173,7 @@ def to_model_inputs(
             moved = packed.to(device)
             return moved if share or moved is not packed else own_copy(moved)
         if isinstance(values, np.ndarray):
-            tensor = torch.from_numpy(_plain_array(values))
+            tensor = torch.from_numpy(plain_array(values))
         elif isinstance(values, Tensor):
             tensor = values.detach()
         else:
@@ -185,8 +185,24 @@ def to_model_inputs(
     return map_tree(convert, data)
 
 
-def _plain_array(values: np.ndarray) -> np.ndarray:
-    """Return an array whose dtype, byte order and memory torch can take over."""
+def plain_array(values: np.ndarray) -> np.ndarray:
+    """Return an array whose dtype, byte order and memory torch can take over.
+
+    Parameters
+    ----------
+    values : ndarray
+        Numbers.
+
+    Returns
+    -------
+    array : ndarray
+        Itself where torch takes it as it is.
+
+    Raises
+    ------
+    TypeError
+        If these are no numbers.
+    """
     if values.dtype.kind in "OUSMmV":
         raise TypeError(
             f"Expected numeric inputs, got an array of dtype {values.dtype!r}. "
@@ -332,7 +348,7 @@ def _numeric_tensor(y: Any) -> Tensor:
         array = array.astype(np.float64)
     elif array.dtype.kind in "bu":
         array = array.astype(np.int64)
-    return torch.from_numpy(_plain_array(array).copy())
+    return torch.from_numpy(plain_array(array).copy())
 
 
 def as_sample_weight(

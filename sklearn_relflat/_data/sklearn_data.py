@@ -15,7 +15,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from sklearn_relflat._data.batches import BatchSource, SlicedBatches
-from sklearn_relflat._data.inputs import as_numpy, as_sample_weight
+from sklearn_relflat._data.inputs import as_numpy, as_sample_weight, plain_array
 from sklearn_relflat._losses.base import UnseenLabelsError
 from sklearn_relflat._losses.table import Loss
 
@@ -179,7 +179,7 @@ class SklearnReader:
                     f"Expected y with one entry per sample, got {len(encoded)} for "
                     f"{n_samples} samples in X. Pass X and y of the same length."
                 )
-            targets = torch.from_numpy(encoded)
+            targets = torch.from_numpy(plain_array(encoded))
             class_weight = getattr(self.estimator, "class_weight", None)
             if class_weight is not None and loss is None:
                 factor = _class_factors(self.estimator, as_numpy(y, "y"), weights)

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import GridSearchCV, ParameterGrid, ParameterSampler
+from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.validation import indexable
 
 from sklearn_relflat._selection.fits import Fits
@@ -234,6 +236,36 @@ class SmoothedRiskSearchCV(GridSearchCV):
         judged.judge()
         self._keep(judged)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags of the estimator, also those of several targets."""
+        tags = super().__sklearn_tags__()
+        own, targets = tags.target_tags, get_tags(self.estimator).target_tags
+        own.multi_output = targets.multi_output
+        own.single_output = targets.single_output
+        return tags
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Say where metadata go: to the fits, the splits and `score`.
+
+        Returns
+        -------
+        routing : MetadataRouter
+            As for `GridSearchCV`, but that nothing is scored during the fit.
+        """
+        router = MetadataRouter(owner=self)
+        router.add(
+            estimator=self.estimator,
+            method_mapping=MethodMapping().add(caller="fit", callee="fit"),
+        )
+        router.add(
+            splitter=self.cv,
+            method_mapping=MethodMapping().add(caller="fit", callee="split"),
+        )
+        return router.add(
+            scorer=check_scoring(self.estimator, allow_none=True),
+            method_mapping=MethodMapping().add(caller="score", callee="score"),
+        )
 
     def _candidates(self) -> Iterable[dict[str, Any]]:
         """Parameters of the candidates."""

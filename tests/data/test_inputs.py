@@ -7,7 +7,12 @@ import pytest
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.datasets import make_classification
-from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    Ridge,
+    SGDClassifier,
+)
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -218,3 +223,21 @@ def test_balanced_classes_of_an_estimator_that_counts_samples():
     expected = relative_flatness(plain, data, y, sample_weight=own).value
     found = relative_flatness(model, data, y, sample_weight=weight).value
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["read-only", "reversed", "columns of a matrix"])
+def test_memory_that_torch_cannot_take_over(kind):
+    """Memory maps and views, as X and as y of a model of scikit-learn."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 2))
+    if kind == "reversed":
+        X, y = X[::-1, ::-1], y[::-1, 0]
+    elif kind == "read-only":
+        y = y[:, 0].copy()
+        for array in (X, y):
+            array.setflags(write=False)
+    else:
+        X, y = np.asfortranarray(X), y.T[1]
+    model = Ridge().fit(X, y)
+    expected = relative_flatness(model, X.copy(), y.copy()).value
+    assert relative_flatness(model, X, y).value == pytest.approx(expected, rel=1e-12)

@@ -43,13 +43,13 @@ from torch import nn
 
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._measures.by_name import MEASURES
+from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 from sklearn_relflat._selection.flattest_within import FlattestWithin
 from sklearn_relflat._selection.scorers import (
     MeasureScorer,
     RelativeFlatnessScorer,
     TrainingFlatnessScorer,
 )
-from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 from sklearn_relflat._selection.smoothed_scorer import SmoothedRiskScorer
 from sklearn_relflat._split.feature_split import FeatureSplit
 from sklearn_relflat.callbacks import RelativeFlatnessRecorder, Seeded
