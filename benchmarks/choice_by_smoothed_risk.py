@@ -322,7 +322,8 @@ def to_table(rows: list[dict], title: str, against: str) -> str:
     lines = [
         f"**{title}**, against {against}",
         "",
-        "| rule | regret (log-loss) | regret (error) | difference | 95 % | won, tied, lost |",
+        "| rule | regret (log-loss) | regret (error) | difference | 95 % | "
+        "won, tied, lost |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -335,6 +336,32 @@ def to_table(rows: list[dict], title: str, against: str) -> str:
     return "\n".join(lines)
 
 
+def collected(sets: dict, seed: int, n_splits: int) -> dict:
+    """Read the records there are, and make those that are missing."""
+    path = Path(__file__).parent / "results" / f"{NAME}.jsonl"
+    known = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            known[entry["set"], entry["family"], entry["seed"]] = entry
+    keys = [
+        (name, family, seed + split)
+        for split in range(n_splits)
+        for name in sets
+        for family in FAMILIES
+    ]
+    for name, family, own in keys:
+        if (name, family, own) in known:
+            continue
+        entry = {"set": name, "family": family, "seed": own}
+        entry |= record(sets[name], family, own)
+        known[name, family, own] = entry
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        print(name, family, own, flush=True)
+    return known
+
+
 def main() -> None:
     """Run what is missing, and sum up."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -344,28 +371,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     sets = data_sets(options.data)
-    path = Path(__file__).parent / "results" / f"{NAME}.jsonl"
-    known = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            known[entry["set"], entry["family"], entry["seed"]] = entry
-    for split in range(options.splits):
-        for name, make in sets.items():
-            for family in FAMILIES:
-                key = (name, family, options.seed + split)
-                if key in known:
-                    continue
-                entry = {
-                    "set": name,
-                    "family": family,
-                    "seed": key[2],
-                    **record(make, family, key[2]),
-                }
-                known[key] = entry
-                with path.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                print(key, flush=True)
+    known = collected(sets, options.seed, options.splits)
     wanted = [known[key] for key in sorted(known) if key[0] in sets]
     halves = {"selection": [], "confirmation": []}
     for i, name in enumerate(sets):

@@ -2,10 +2,10 @@
 
 Conventions: c_ik is the change of the loss of sample i in pair k, q_ik its second-order
 part with the known expectation e_i (a control variate). The estimate of sample i is the
-mean over k of ``r_ik = c_ik - beta_k (q_ik - e_i)``. The coefficient beta_k of a pair is
-the best one for the other groups of pairs, so that it is independent of the pair, and
-the spread of r_ik the true one: one coefficient for all, from the same draws, covered
-0.92 where 0.95 was claimed.
+mean over k of ``r_ik = c_ik - beta_k (q_ik - e_i)``. The coefficient beta_k of a pair
+is the best one for the other groups of pairs, so that it is independent of the pair,
+and the spread of r_ik the true one: one coefficient for all, from the same draws,
+covered 0.92 where 0.95 was claimed.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_relflat._curvature.linearization import columns_of, run_layers, wide
 from sklearn_relflat._curvature.problem import Problem, risk_of
@@ -115,16 +116,30 @@ class Perturbed(ABC):
 
 
 class PerturbedInput(Perturbed):
-    """Features that enter the model: forward passes of the whole of it."""
+    """Features that enter the model: forward passes of the whole of it.
+
+    Where a linear layer comes first and nothing else takes the input, a pair goes
+    through that layer once: ``W (x +- u) = W x +- W u``.
+    """
 
     def __init__(self, problem: Problem, batch: Batch) -> None:
         super().__init__(batch)
         self._problem = problem
         self._x = x = self.features_of(problem, batch)
         self.features = x.reshape(len(x), -1, 1)
-        self._buffer = torch.empty_like(x, memory_format=torch.contiguous_format)
-        inputs = x if problem.view.is_plain else own_copy(x)
-        self.outputs = self._run(replace(batch, inputs=inputs))
+        self._first = _first_layer(problem)
+        self._entering = x
+        if self._first is not None:
+            with torch.no_grad():
+                self._entering = self._first(x)
+        self._buffer = torch.empty_like(
+            self._entering, memory_format=torch.contiguous_format
+        )
+        self._step: tuple[Tensor | None, Tensor] = (None, x)
+        view = problem.view
+        self.outputs = self._run(x if view.is_plain else own_copy(x), self._entering)
+        view.check_outputs(self.outputs, batch)
+        problem.plan.look.check_batch(batch, self.outputs, {})
 
     @staticmethod
     def features_of(problem: Problem, batch: Batch) -> Tensor:
@@ -157,20 +172,51 @@ class PerturbedInput(Perturbed):
             "are to be perturbed, see list_layers."
         )
 
-    def _run(self, batch: Batch) -> Tensor:
-        """Raw outputs, compared with what the look at a few samples showed."""
-        view = self._problem.view
-        with torch.no_grad():
-            outputs = view.outputs(batch.inputs)
-        view.check_outputs(outputs, batch)
-        self._problem.plan.look.check_batch(batch, outputs, {})
-        return outputs
+    def _run(self, x: Tensor, entering: Tensor) -> Tensor:
+        """Raw outputs; with a first layer, of what it returns."""
+        view, first = self._problem.view, self._first
+        if first is None:
+            with torch.no_grad():
+                return view.outputs(entering if x is self._x else x)
+        attributes = vars(first)
+        attributes["forward"] = lambda _: entering
+        try:
+            with torch.no_grad():
+                return view.outputs(x)
+        finally:
+            del attributes["forward"]
 
     def at(self, step: Tensor, factor: float) -> Tensor:
         """See `Perturbed.at`."""
-        torch.add(self._x, step.reshape(self._x.shape), alpha=factor, out=self._buffer)
-        with torch.no_grad():
-            return self._problem.view.outputs(self._buffer)
+        moved = step.reshape(self._x.shape)
+        if self._first is not None:
+            # The other one of a pair is asked for next.
+            if self._step[0] is not step:
+                with torch.no_grad():
+                    self._step = (step, _without_bias(self._first, moved))
+            moved = self._step[1]
+        torch.add(self._entering, moved, alpha=factor, out=self._buffer)
+        return self._run(self._x, self._buffer)
+
+
+def _first_layer(problem: Problem) -> Any:
+    """Linear layer that alone takes the model's input, if that is plain to see."""
+    view = problem.view
+    module: Any = view.module
+    while type(module).forward is nn.Sequential.forward and len(module):
+        module = module[0]
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    if not view.is_plain or type(module) not in kinds:
+        return None
+    parts = [part for _, part in view.module.named_modules(remove_duplicate=False)]
+    return module if sum(part is module for part in parts) == 1 else None
+
+
+def _without_bias(layer: Any, x: Tensor) -> Tensor:
+    """Apply a linear layer without its bias."""
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, layer.weight)
+    return layer._conv_forward(x, layer.weight, None)
 
 
 class PerturbedLayer(Perturbed):

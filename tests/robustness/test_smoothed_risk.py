@@ -357,6 +357,48 @@ def test_rtol_draws_until_it_is_reached():
         smoothed_risk(mlp, X, y, radius=0.7, rtol=1e-9, n_draws=2048, random_state=0)
 
 
+class Twice(nn.Module):
+    """The modules of a sequence, called by a forward of its own."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x):
+        return self.parts(x)
+
+
+@pytest.mark.parametrize("first", ["linear", "conv", "shared"])
+def test_a_first_layer_that_pairs_share_changes_nothing(first):
+    """A pair of inputs goes once through a first layer that is linear."""
+    torch.manual_seed(0)
+    if first == "conv":
+        layer = nn.Conv2d(1, 2, 2, stride=2, padding=1, padding_mode="circular")
+        parts = [layer, nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)]
+        data = IMAGES
+    elif first == "linear":
+        parts = [nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 3)]
+        data = X.astype(np.float32)
+    else:
+        layer = nn.Linear(5, 5)
+        parts = [layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(5, 3)]
+        data = X.astype(np.float32)
+    module = nn.Sequential(*parts).double()
+    found, expected = (
+        smoothed_risk(
+            NeuralNet(m, nn.CrossEntropyLoss, batch_size=16).initialize(),
+            data.astype(float),
+            y,
+            radius=0.7,
+            random_state=0,
+        )
+        for m in (module, Twice(module))
+    )
+    assert found.value == pytest.approx(expected.value, rel=1e-9)
+    assert found.mean_loss == pytest.approx(expected.mean_loss, rel=1e-12)
+    assert "forward" not in vars(module[0])
+
+
 def test_same_seed_same_perturbations_for_every_candidate():
     """Batches and dtypes do not matter, so that differences are known well."""
     X32 = X.astype(np.float32)
@@ -387,13 +429,14 @@ def test_same_seed_same_perturbations_for_every_candidate():
 
 def test_global_random_state_and_model_stay_as_they_were():
     net = conv_net()
-    state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state = torch.get_rng_state()
+    numbers = np.random.get_state()[1].copy()  # noqa: NPY002 - the one that users have
     before = {k: v.clone() for k, v in net.module_.state_dict().items()}
     training = net.module_.training
     for layer in ("input", "conv", "head"):
         smoothed_risk(net, IMAGES, y, layer=layer, radius=0.5)
     assert torch.equal(torch.get_rng_state(), state)
-    np.testing.assert_array_equal(np.random.get_state()[1], numbers)
+    np.testing.assert_array_equal(np.random.get_state()[1], numbers)  # noqa: NPY002
     assert all(torch.equal(v, before[k]) for k, v in net.module_.state_dict().items())
     assert net.module_.training is training
     assert not net.module_.conv._forward_hooks

@@ -91,7 +91,9 @@ def test_the_median_of_the_references_with_an_interval():
     assert radius == pytest.approx(0.5)
     spread = np.var(np.log(radii), ddof=1) / 3
     half = 1.96 * np.sqrt(0.2**2 + spread)
-    np.testing.assert_allclose(np.log([low, high]), np.log(0.5) + [-half, half])
+    np.testing.assert_allclose(
+        np.log([low, high]), np.log(0.5) + np.array([-half, half])
+    )
     radius, low, high = combined(found[:1])
     np.testing.assert_allclose([low, high], 0.3 * np.exp([-0.392, 0.392]), rtol=1e-4)
 
@@ -367,8 +369,8 @@ def test_failed_candidates_come_last():
     grid = {"C": [1.0, -1.0]}
     with pytest.raises(ValueError, match="'C' parameter"):
         SmoothedRiskSearchCV(model(), grid, radius=0.5).fit(X, y)
+    found = SmoothedRiskSearchCV(model(), grid, radius=0.5, error_score=-9.0)
     with pytest.warns(FitFailedWarning, match="could not be fitted"):
-        found = SmoothedRiskSearchCV(model(), grid, radius=0.5, error_score=-9.0)
         found.fit(X, y)
     assert found.best_index_ == 0
     assert list(found.cv_results_["rank_test_score"]) == [1, 2]
