@@ -68,8 +68,8 @@ class FlattestWithin(BaseEstimator):
         Largest relative distance of a candidate's training loss to the median training
         loss of the accurate candidates: only those within a factor of ``1 + loss_tol``
         of it, above or below, are compared. None compares all accurate candidates, and
-        warns if a choice was made between training losses that lie further apart than
-        a factor of 2.
+        warns if flatness made a choice between training losses that lie further apart
+        than a factor of 2, or are not known.
 
     See Also
     --------
@@ -104,6 +104,7 @@ class FlattestWithin(BaseEstimator):
     >>> cv_results = {
     ...     "mean_test_accuracy": [0.96, 0.95, 0.60],
     ...     "mean_train_relative_flatness": [-30.0, -20.0, -0.1],
+    ...     "mean_train_neg_log_loss": [-0.10, -0.12, -0.90],
     ... }
     >>> FlattestWithin(tol=0.02)(cv_results)
     1
@@ -297,13 +298,23 @@ def _near_the_median(
 def _warn_if_unequal(loss: np.ndarray) -> None:
     """Warn where training losses are too far apart to compare flatness."""
     loss = loss[np.isfinite(loss)]
-    if not len(loss) or loss.max() <= UNEQUAL * loss.min():
+    if len(loss) and loss.max() <= UNEQUAL * loss.min():
         return
+    got, way_out = (
+        "no training losses to compare",
+        f"Add a loss such as {LOG_LOSS!r} to scoring=, name its key as loss=, and pass",
+    )
+    if len(loss):
+        got, way_out = (
+            f"training losses from {loss.min():.3g} to {loss.max():.3g}",
+            "Pass",
+        )
     warnings.warn(
         "Expected accurate candidates of about the same training loss, to choose the "
-        f"flattest, got training losses from {loss.min():.3g} to {loss.max():.3g}. "
+        f"flattest, got {got}. "
         "Models that are over-confident of their training sample are flat for that "
-        "reason. Pass loss_tol=0.5 to FlattestWithin to compare those near the median "
+        f"reason. {way_out} "
+        "loss_tol=0.5 to FlattestWithin to compare those near the median "
         "only, end the training of nets with StopAtTrainingLoss, or choose by training "
         "loss and flatness together, with SmoothedRiskScorer or SmoothedRiskSearchCV.",
         UserWarning,

@@ -175,6 +175,7 @@ class Select(TransformerMixin, BaseEstimator):
         return X[:, :4]
 
 
+@pytest.mark.filterwarnings("ignore:.*no training losses to compare")
 @pytest.mark.parametrize(
     "steps", [[Select()], [FunctionTransformer(lambda X: X[:, :4])], [Select(), None]]
 )
