@@ -29,12 +29,17 @@ def roles(demo: Demo) -> dict[str, tuple[int, str]]:
         return candidates[i].cv_flatness
 
     chosen = f"flattest accurate one (of {len(accurate)}), chosen by FlattestWithin"
-    return {
+    found = {
         "A": (demo.chosen, chosen),
         "B": (max(everything, key=by_accuracy), "most accurate"),
         "C": (max(accurate, key=by_kappa), "sharpest accurate one"),
         "D": (max(everything, key=by_kappa), "sharpest of all"),
     }
+    risks = [candidate.scores.smoothed_risk for candidate in candidates]
+    if np.isfinite(risks).any():
+        smallest = "one with the smallest smoothed risk of all, without folds"
+        found["E"] = (int(np.nanargmin(risks)), smallest)
+    return found
 
 
 def letters(demo: Demo) -> dict[int, str]:

@@ -25,6 +25,7 @@ from sklearn_relflat import (
     RelativeFlatnessScorer,
     layerwise_relative_flatness,
     relative_flatness,
+    smoothed_risk,
 )
 from sklearn_relflat._demo.training import make_net, progress_bar
 
@@ -91,6 +92,7 @@ class Scores:
     flatness_of_training_loss: RelativeFlatness
     held_out_losses: np.ndarray = field(repr=False)
     held_out_hits: np.ndarray = field(repr=False)
+    smoothed_risk: float = float("nan")
 
     @property
     def training_loss(self) -> float:
@@ -198,6 +200,8 @@ def score_model(
         # As scikit-learn's log_loss: no probability is taken for zero.
         held_out_losses=-np.log(np.maximum(of_truth, np.finfo(np.float64).eps)),
         held_out_hits=probability.argmax(axis=1) == y,
+        # Behind the scaler, at the density's own radius; all models share the draws.
+        smoothed_risk=smoothed_risk(model, *train, random_state=0).value,
     )
 
 
@@ -252,6 +256,7 @@ def run_demo(config: Config, *, progress: bool = True) -> Demo:
     n_fits = len(candidates) * (config.n_folds + 1) + 1
     scoring = {
         "accuracy": "accuracy",
+        "neg_log_loss": "neg_log_loss",
         "relative_flatness": RelativeFlatnessScorer(loss=FLATNESS_LOSS),
     }
     with progress_bar(n_fits, "training", not progress) as path:

@@ -10,7 +10,7 @@ from sklearn_relflat._demo.experiment import Demo, Scores
 
 BLUE, ORANGE = "tab:blue", "tab:orange"
 # In points, so that the letters of neighbouring candidates do not meet.
-OFFSETS = {"A": (-8, -4), "B": (-4, -16), "C": (8, -4), "D": (8, -4)}
+OFFSETS = {"A": (-8, -4), "B": (-4, -16), "C": (8, -4), "D": (8, -4), "E": (8, 6)}
 GAP = "gap: loss on new data minus training loss"
 FLATNESS = r"flatter  $\leftarrow$  {}, on the training samples  $\rightarrow$  sharper"
 

@@ -27,7 +27,7 @@ WIDTH = 84
 WORDS = {-1: "lower", 0: "unclear", 1: "higher"}
 # With fewer, a bootstrap interval of a rank correlation means nothing.
 MIN_CANDIDATES = 8
-SCORE_HEADER = ["kappa", "kappa CE", "train", "new", "gap", "accuracy"]
+SCORE_HEADER = ["kappa", "kappa CE", "train", "S", "new", "gap", "acc."]
 # Relative size of the perturbations of features that one column speaks of.
 DELTA = 0.1
 
@@ -149,7 +149,7 @@ def wrapped(text: str, indent: str = "  ") -> str:
 def describe_training(params: dict[str, Any]) -> str:
     """Return the parameters of a candidate in a few words."""
     optimizer = params["net__optimizer"].__name__
-    return f"{optimizer} {params['net__lr']:g}, batch {params['net__batch_size']}"
+    return f"{optimizer} {params['net__lr']:g} / {params['net__batch_size']}"
 
 
 def _score_cells(scores: Scores) -> list[str]:
@@ -158,6 +158,7 @@ def _score_cells(scores: Scores) -> list[str]:
         f"{scores.flatness.value:,.0f}",
         f"{scores.flatness_of_training_loss.value:.1f}",
         f"{scores.training_loss:.4f}",
+        f"{scores.smoothed_risk:.3f}",
         f"{scores.held_out_loss:.4f}",
         f"{scores.gap:.4f}",
         f"{scores.accuracy:.3f}",
@@ -182,15 +183,18 @@ def _candidates_part(demo: Demo) -> str:
   By the cross-validation of the search, net
 {chr(10).join(legend)}
 
+  trained   optimizer, learning rate / samples in a batch
   CV acc.   mean accuracy over the folds of the search
   kappa     relative flatness of the output layer on the training samples, for the
             squared error on the logits; a large number is sharp. The search used it.
             (Of an output layer it is 2/10 * ||weight||^2 * mean ||features||^2.)
   kappa CE  the same for the cross-entropy, the loss that the nets were trained with
   train     mean cross-entropy on the training samples
+  S         smoothed risk: the same when each sample is perturbed as much as their
+            density says, an estimate of "new" from the training samples alone
   new       the same on {demo.n_held_out:,} held-out samples
   gap       new minus train
-  accuracy  on the held-out samples"""
+  acc.      accuracy on the held-out samples"""
 
 
 def _pairs(demo: Demo) -> str:
@@ -198,8 +202,7 @@ def _pairs(demo: Demo) -> str:
     table = roles(demo)
     first = demo.candidates[table["A"][0]].scores
     rows = []
-    for letter in "BCD":
-        index = table[letter][0]
+    for letter, (index, _) in table.items():
         if index == table["A"][0]:
             continue
         other = demo.candidates[index].scores
@@ -331,6 +334,14 @@ def _path_part(demo: Demo) -> str:
             f"training loss of {scores[-1].training_loss:.4f}, a model is so sure of "
             "its training samples that their cross-entropy has hardly any curvature "
             "left. It looks flat, and is over-confident."
+        )
+    smoothed = [s.smoothed_risk for s in scores]
+    if np.isfinite(smoothed).all():
+        new = [s.held_out_loss for s in scores]
+        text += (
+            f" The smoothed risk is smallest at C = {Cs[int(np.argmin(smoothed))]:g}, "
+            f"the loss on new data at C = {Cs[int(np.argmin(new))]:g}; their rank "
+            f"correlation is {spearman(smoothed, new)[0]:+.2f}."
         )
     return f"""\
 4. Logistic regressions over C, which do NOT end at the same training loss

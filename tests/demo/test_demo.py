@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -301,6 +302,24 @@ def test_accuracy_comes_before_flatness():
     # Flattest of the accurate, sharpest of them, sharpest of all; not the first one.
     assert rows == [("AB", "0.2"), ("C", "0.5"), ("D", "1")]
     assert "A is the flattest accurate one (of 4)" in text
+
+
+def test_the_smallest_smoothed_risk_is_one_of_the_roles():
+    demo = make_demo(RISING)
+    assert "E is the" not in report(demo)
+    candidates = [
+        replace(c, scores=replace(c.scores, smoothed_risk=abs(i - 6) + 0.5))
+        for i, c in enumerate(demo.candidates)
+    ]
+    path = {
+        C: replace(scores, smoothed_risk=1.0 / C) for C, scores in demo.path.items()
+    }
+    text = report(replace(demo, candidates=candidates, path=path))
+    assert "E is the one with the smallest smoothed risk of all" in text
+    assert re.search(r"^  E +SGD 0\.7", text, re.M)
+    assert re.search(r"A minus E +-0\.12", text)
+    flat = " ".join(text.split())
+    assert "The smoothed risk is smallest at C = 1, the loss on new data" in flat
 
 
 def test_one_accurate_candidate():
