@@ -41,6 +41,7 @@ from sklearn_relflat._data.sklearn_data import (
 )
 from sklearn_relflat._linear.logistic import RelativeFlatnessLogisticRegression
 from sklearn_relflat._linear.ridge import RelativeFlatnessRidge
+from sklearn_relflat._linear.ridge_cv import RelativeFlatnessRidgeCV
 from sklearn_relflat._losses.table import LOSSES, Loss
 from sklearn_relflat._models.torch_model import TorchModel
 
@@ -333,6 +334,7 @@ ADAPTERS: list[tuple[type, Callable[[Any], TorchModel]]] = [
     (Ridge, _linear_regression),
     (RidgeCV, _linear_regression),
     (RelativeFlatnessRidge, _linear_regression),
+    (RelativeFlatnessRidgeCV, _linear_regression),
     (RidgeClassifier, _ridge_classifier),
     (RidgeClassifierCV, _ridge_classifier),
     (LogisticRegression, _logistic_regression),
