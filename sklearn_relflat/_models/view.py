@@ -106,7 +106,7 @@ def _unsupported(estimator: Any) -> str:
         )
     return (
         f"Expected a supported model, got {type(estimator).__name__!r}. Supported are "
-        f"skorch nets, {models} and LogisticRegressionCV, also inside of Pipeline, "
+        f"skorch nets, {models} and their subclasses, also inside of Pipeline, "
         f"FrozenEstimator, a fitted search or FeatureSplit.{advice}"
     )
 

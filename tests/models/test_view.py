@@ -13,14 +13,32 @@ import torch
 from scipy import sparse
 from scipy.special import expit, softmax
 from sklearn.datasets import make_classification, make_multilabel_classification
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - its name
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
+    ARDRegression,
+    BayesianRidge,
+    ElasticNet,
+    ElasticNetCV,
+    HuberRegressor,
+    Lars,
+    LarsCV,
+    Lasso,
+    LassoCV,
+    LassoLars,
+    LassoLarsCV,
+    LassoLarsIC,
     LinearRegression,
     LogisticRegression,
     LogisticRegressionCV,
+    MultiTaskElasticNet,
+    MultiTaskElasticNetCV,
+    MultiTaskLasso,
+    MultiTaskLassoCV,
+    PoissonRegressor,
     Ridge,
     RidgeClassifier,
     RidgeClassifierCV,
@@ -38,7 +56,7 @@ from sklearn.model_selection import (
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC, LinearSVR
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from skorch import (
     NeuralNet,
@@ -165,6 +183,49 @@ CASES = {
     ),
 }
 
+LASSO = Lasso(0.01)
+for model, y in [
+    (LASSO, REAL),
+    (LASSO, REALS),
+    (LassoCV(), REAL),
+    (ElasticNet(0.01), REAL),
+    (ElasticNetCV(fit_intercept=False), REAL),
+    (MultiTaskLasso(0.01), REALS),
+    (MultiTaskLassoCV(), REALS),
+    (MultiTaskElasticNet(0.01), REALS),
+    (MultiTaskElasticNetCV(), REALS),
+    (Lars(), REAL),
+    (Lars(fit_intercept=False), REALS),
+    (LarsCV(), REAL),
+    (LassoLars(0.01), REALS),
+    (LassoLarsCV(), REAL),
+    (LassoLarsIC(), REAL),
+    (BayesianRidge(), REAL),
+    (ARDRegression(), REAL),
+]:
+    key = f"{type(model).__name__} {np.ndim(y)}"
+    CASES[key] = (model, y, predict, "squared_error", "coef")
+for solver in ("svd", "lsqr", "eigen"):
+    model = LinearDiscriminantAnalysis(solver=solver, priors=[0.2, 0.3, 0.5])
+    CASES[f"lda {solver}"] = (model, LABELS, decision, "cross_entropy", "coef")
+CASES |= {
+    "lda binary": (
+        LinearDiscriminantAnalysis(),
+        BINARY,
+        decision,
+        "binary_cross_entropy",
+        "coef",
+    ),
+    "huber": (HuberRegressor(), REAL, predict, "huber", "coef"),
+    "poisson": (
+        PoissonRegressor(),
+        COUNTS,
+        lambda model, X: np.log(model.predict(X)),
+        "poisson",
+        "coef",
+    ),
+}
+
 if "loss" in MLPRegressor().get_params():  # since scikit-learn 1.7
     CASES["mlp poisson"] = (
         mlp_regressor(loss="poisson"),
@@ -198,6 +259,44 @@ def test_outputs_are_those_of_the_estimator(case):
     assert not any(p.requires_grad for p in parameters.values())
     targets = view.loss.targets(torch.from_numpy(outputs), all_targets(batches))
     assert torch.isfinite(view.loss.value(torch.from_numpy(outputs), targets)).all()
+
+
+SUPPORT_VECTORS = {
+    # name: (estimator, y, estimator's own outputs, a loss)
+    "classes": (LinearSVC(), LABELS, decision, "cross_entropy"),
+    "one versus rest": (LinearSVC(), LABELS, decision, "binary_cross_entropy"),
+    "hinge": (LinearSVC(loss="hinge"), BINARY, decision, "binary_cross_entropy"),
+    "crammer_singer": (
+        LinearSVC(multi_class="crammer_singer"),
+        LABELS,
+        decision,
+        "brier",
+    ),
+    "regression": (LinearSVR(epsilon=0.1), REAL, predict, "squared_error"),
+    "no intercept": (
+        LinearSVR(loss="squared_epsilon_insensitive", fit_intercept=False),
+        REAL,
+        predict,
+        "huber",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUPPORT_VECTORS)
+def test_support_vector_machines_are_measured_with_a_named_loss(case):
+    model, y, oracle, loss = SUPPORT_VECTORS[case]
+    model = fitted(model, X, y)
+    message = rf"{type(model).__name__} trained with loss='{model.loss}'.*loss= one of"
+    with pytest.raises(ValueError, match=message):
+        as_torch_model(model)
+    view = as_torch_model(model, loss=loss)
+    outputs, batches = run(view, X, y)
+    expected = oracle(model, X)
+    np.testing.assert_allclose(outputs, expected.reshape(outputs.shape), rtol=1e-10)
+    assert view.loss.name == loss
+    outputs = torch.from_numpy(outputs)
+    targets = view.loss.targets(outputs, all_targets(batches))
+    assert torch.isfinite(view.loss.value(outputs, targets)).all()
 
 
 @pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
