@@ -632,12 +632,12 @@ def test_transformed_targets(name):
 
 def test_transformed_targets_of_a_net():
     net = NeuralNetRegressor(
-        nn.Linear, module__in_features=M, module__out_features=1, max_epochs=1
+        nn.Linear, module__in_features=M, module__out_features=2, max_epochs=1
     )
     model = TransformedTargetRegressor(
         net.set_params(verbose=0), transformer=FunctionTransformer(lambda y: y / 2)
     )
-    y = REAL[:, None].astype(np.float32)
+    y = REALS.astype(np.float32)
     model.set_params(check_inverse=False).fit(X32, y)
     view = as_torch_model(model)
     _, batches = run(view, X32, y)
