@@ -29,6 +29,7 @@ __all__ = [
     # Ridge and logistic regression
     "RelativeFlatnessLogisticRegression",
     "RelativeFlatnessRidge",
+    "RelativeFlatnessRidgeCV",
     "relative_flatness_path",
     # Competing measures
     "Measurement",
@@ -57,6 +58,7 @@ from ._invariance.rescaled_copies import output_change
 from ._layers.layers import list_layers
 from ._linear.logistic import RelativeFlatnessLogisticRegression
 from ._linear.ridge import RelativeFlatnessRidge, relative_flatness_path
+from ._linear.ridge_cv import RelativeFlatnessRidgeCV
 from ._measures.compare import compare_measures
 from ._measures.hessian_trace import hessian_trace
 from ._measures.max_eigenvalue import hessian_max_eigenvalue

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import PoissonRegressor
+from sklearn.linear_model import TweedieRegressor
 from skorch import NeuralNetRegressor
 from torch import nn
 
@@ -18,7 +18,7 @@ from sklearn_relflat._layers import kinds
 from sklearn_relflat._losses.pointwise import PointwiseLoss
 from sklearn_relflat._losses.table import LOSSES
 from sklearn_relflat._measures.measurement import measured
-from sklearn_relflat._models import sklearn_models
+from sklearn_relflat._models import sklearn_models, sklearn_modules
 
 X = np.random.default_rng(0).normal(size=(30, 4)).astype("float32")
 
@@ -64,20 +64,20 @@ def test_a_loss(monkeypatch):
 def test_a_model_family(monkeypatch):
     # <model>
     def poisson_regression(estimator):
-        """A linear predictor of the logarithm of a rate."""
-        module = sklearn_models.linear_module(estimator)
-        return sklearn_models.sklearn_view(
+        """A linear predictor of the logarithm of a rate, for power=1."""
+        module = sklearn_modules.linear_module(estimator)
+        return sklearn_modules.sklearn_view(
             estimator, module, "coef", RegressionTargets(1), LOSSES["poisson"]
         )
 
     monkeypatch.setattr(
         sklearn_models,
         "ADAPTERS",
-        [*sklearn_models.ADAPTERS, (PoissonRegressor, poisson_regression)],
+        [*sklearn_models.ADAPTERS, (TweedieRegressor, poisson_regression)],
     )
     # </model>
     y = np.random.default_rng(1).poisson(2.0, size=30)
-    model = PoissonRegressor(alpha=0.0).fit(X, y)
+    model = TweedieRegressor(power=1, link="log", alpha=0.0).fit(X, y)
     rate, norms = model.predict(X), np.sum(X.astype(float) ** 2, axis=1)
     expected = np.mean(rate * norms) * np.sum(model.coef_**2)
     assert relative_flatness(model, X, y).value == pytest.approx(expected, rel=1e-5)

@@ -165,14 +165,21 @@ def copy_estimator(estimator: Any) -> Any:
 
 
 def _nets(estimator: Any) -> list[NeuralNet]:
-    """Nets inside pipelines, frozen estimators, searches and feature splits."""
+    """Nets inside of whatever wraps them."""
     if isinstance(estimator, NeuralNet):
         return [estimator]
     inner = [
         getattr(estimator, name)
-        for name in ("estimator", "estimator_", "best_estimator_")
+        for name in (
+            "estimator",
+            "estimator_",
+            "best_estimator_",
+            "regressor",
+            "regressor_",
+        )
         if hasattr(estimator, name)
     ]
+    inner += getattr(estimator, "calibrated_classifiers_", [])
     inner += [step for _, step in getattr(estimator, "steps", [])]
     return [net for part in inner for net in _nets(part)]
 

@@ -26,6 +26,17 @@ def check_delta(delta: Any) -> float:
     return float(delta)
 
 
+def check_deltas(deltas: Any) -> NDArray[np.float64]:
+    """Return the radii of a path as an array, or say what is wrong with them."""
+    radii = np.atleast_1d(np.asarray(deltas, dtype=object))
+    if radii.ndim != 1 or not radii.size:
+        raise ValueError(
+            "deltas must be a non-empty sequence of radii, got an array of shape "
+            f"{radii.shape!r}. Give for example deltas=(0.01, 0.1, 1.0)."
+        )
+    return np.array([check_delta(delta) for delta in radii])
+
+
 def check_flag(name: str, value: Any) -> bool:
     """Return a boolean parameter, or say what came instead."""
     if not isinstance(value, (bool, np.bool_)):

@@ -23,7 +23,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils import Bunch, check_X_y
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_relflat._linear.checks import check_delta, check_flag
+from sklearn_relflat._linear.checks import check_delta, check_deltas, check_flag
 from sklearn_relflat._linear.ridge_solvers import (
     Array,
     LeastSquares,
@@ -31,7 +31,7 @@ from sklearn_relflat._linear.ridge_solvers import (
     solve,
 )
 
-_CHECKS = {
+CHECKS = {
     "accept_sparse": ("csr", "csc"),
     "dtype": np.float64,
     "multi_output": True,
@@ -132,14 +132,8 @@ def relative_flatness_path(
     True
     """
     fit_intercept = check_flag("fit_intercept", fit_intercept)
-    radii = np.atleast_1d(np.asarray(deltas, dtype=object))
-    if radii.ndim != 1 or not radii.size:
-        raise ValueError(
-            "deltas must be a non-empty sequence of radii, got an array of shape "
-            f"{radii.shape!r}."
-        )
-    radii = np.array([check_delta(delta) for delta in radii])
-    X, y = check_X_y(X, y, **_CHECKS)
+    radii = check_deltas(deltas)
+    X, y = check_X_y(X, y, **CHECKS)
     problem = least_squares(X, y, sample_weight, fit_intercept)
     coefs = solve(problem, radii)
     intercepts = problem.target_means[:, None] - np.tensordot(
@@ -152,7 +146,42 @@ def relative_flatness_path(
     return (radii, *path, _measure_path(problem, radii, coefs.transpose(1, 0, 2)))
 
 
-class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class RidgeBase(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """What the ridge estimators share: how they keep a solution and predict."""
+
+    def _keep(
+        self, problem: LeastSquares, coef: Array, delta: float, one_target: bool
+    ) -> None:
+        """Set the fitted attributes from coefficients of shape (m, t)."""
+        coef = coef.T
+        intercept = problem.target_means - coef @ problem.feature_means
+        self.coef_ = coef[0] if one_target else coef
+        self.intercept_: Any = 0.0
+        if self.fit_intercept:
+            self.intercept_ = float(intercept[0]) if one_target else intercept
+        self.alpha_ = delta**2 * problem.norm**2 / coef.shape[1]
+
+    def predict(self, X: Any) -> Array:
+        """Predict the targets.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Samples.
+
+        Returns
+        -------
+        y_pred : ndarray of shape (n_samples,) or (n_samples, n_targets)
+            Predictions.
+        """
+        check_is_fitted(self)
+        X = validate_data(
+            self, X, accept_sparse=("csr", "csc"), dtype=np.float64, reset=False
+        )
+        return X @ self.coef_.T + self.intercept_
+
+
+class RelativeFlatnessRidge(RidgeBase):
     r"""Least squares regularised by its relative flatness: a scale-free ridge.
 
     Minimises the mean squared error plus :math:`\frac{\delta^2}{2m}\kappa`, where
@@ -186,6 +215,7 @@ class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     See Also
     --------
+    RelativeFlatnessRidgeCV : Chooses the radius by leave-one-out.
     relative_flatness_path : All solutions for a grid of radii from one decomposition.
     RelativeFlatnessLogisticRegression : The same penalty for classification.
 
@@ -278,36 +308,11 @@ class RelativeFlatnessRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         delta = check_delta(self.delta)
         fit_intercept = check_flag("fit_intercept", self.fit_intercept)
-        X, y = validate_data(self, X, y, **_CHECKS)
+        X, y = validate_data(self, X, y, **CHECKS)
         problem = least_squares(X, y, sample_weight, fit_intercept)
-        coef = solve(problem, np.array([delta]))[:, :, 0].T
-        intercept = problem.target_means - coef @ problem.feature_means
-        one_target = np.ndim(y) == 1
-        self.coef_ = coef[0] if one_target else coef
-        self.intercept_: Any = 0.0
-        if fit_intercept:
-            self.intercept_ = float(intercept[0]) if one_target else intercept
-        self.alpha_ = delta**2 * problem.norm**2 / coef.shape[1]
+        coef = solve(problem, np.array([delta]))[:, :, 0]
+        self._keep(problem, coef, delta, np.ndim(y) == 1)
         return self
-
-    def predict(self, X: Any) -> Array:
-        """Predict the targets.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Samples.
-
-        Returns
-        -------
-        y_pred : ndarray of shape (n_samples,) or (n_samples, n_targets)
-            Predictions.
-        """
-        check_is_fitted(self)
-        X = validate_data(
-            self, X, accept_sparse=("csr", "csc"), dtype=np.float64, reset=False
-        )
-        return X @ self.coef_.T + self.intercept_
 
     def __sklearn_tags__(self) -> Any:
         """Declare the support for sparse input, which needs a penalty."""

@@ -100,16 +100,42 @@ def least_squares(
     )
 
 
-def _solve_svd(problem: LeastSquares, dampings: Array) -> Array:
-    """Coefficients (m, t, n_deltas) for all dampings from one SVD."""
+@dataclass(frozen=True)
+class Decomposition:
+    """Singular value decomposition of dense features: U diag(norm * s) Vt."""
+
+    U: Array  # (n, r)
+    s: Array  # (r,), relative to the norm of the features
+    Vt: Array  # (r, m)
+
+
+def decompose(problem: LeastSquares) -> Decomposition:
+    """Decompose dense features into the directions that carry information."""
+    if problem.empty.all():
+        n_samples, n_features = problem.features.shape
+        return Decomposition(
+            np.zeros((n_samples, 0)), np.zeros(0), np.zeros((0, n_features))
+        )
     U, s, Vt = scipy.linalg.svd(problem.features, full_matrices=False)
     # Directions below round-off carry no information, whatever delta is.
     s = s[s > np.finfo(float).eps * max(problem.features.shape) * problem.norm]
-    U, Vt = U[:, : s.size], Vt[: s.size]
-    s = s / problem.norm
-    filters = s[:, None] / (s[:, None] ** 2 + dampings**2)
-    scores = (U.T @ problem.targets)[:, :, None] * filters[:, None, :]
-    return np.tensordot(Vt, scores, axes=(0, 0)) / problem.norm
+    return Decomposition(U[:, : s.size], s / problem.norm, Vt[: s.size])
+
+
+def solve_decomposed(
+    problem: LeastSquares, parts: Decomposition, dampings: Array
+) -> Array:
+    """Coefficients (m, t, n_deltas) for all dampings delta / sqrt(m) from one SVD."""
+    filters = parts.s[:, None] / (parts.s[:, None] ** 2 + dampings**2)
+    scores = (parts.U.T @ problem.targets)[:, :, None] * filters[:, None, :]
+    coefs = np.tensordot(parts.Vt, scores, axes=(0, 0))
+    coefs[problem.empty] = 0.0
+    return coefs / (problem.norm or 1.0)
+
+
+def _solve_svd(problem: LeastSquares, dampings: Array) -> Array:
+    """Coefficients (m, t, n_deltas) for all dampings from one SVD."""
+    return solve_decomposed(problem, decompose(problem), dampings)
 
 
 def _solve_lsqr(problem: LeastSquares, dampings: Array) -> Array:

@@ -72,6 +72,9 @@ class TorchModel:
         Identities of parameters whose memory other tensors of the model share.
     shared : tuple of torch.nn.Module
         Modules of others that are used as they are; all else is private to this view.
+    finished_by : str or None
+        Name of a wrapper that makes predictions of the raw outputs in its own way, by a
+        threshold, a calibration or a transformation: the view is of its inner model.
     """
 
     module: nn.Module
@@ -92,6 +95,7 @@ class TorchModel:
     originals: frozenset[int] = frozenset()
     aliased: frozenset[int] = frozenset()
     shared: tuple[nn.Module, ...] = ()
+    finished_by: str | None = None
 
     @cached_property
     def loss(self) -> Loss:

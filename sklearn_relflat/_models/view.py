@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from sklearn.exceptions import NotFittedError
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from skorch import NeuralNet
 from torch import nn
 
@@ -14,6 +11,7 @@ from sklearn_relflat._losses.table import Loss, resolve_loss
 from sklearn_relflat._models.sklearn_models import ADAPTERS, find_adapter
 from sklearn_relflat._models.skorch_models import skorch_view
 from sklearn_relflat._models.torch_model import TorchModel
+from sklearn_relflat._models.wrappers import WRAPPERS
 
 __all__ = ["Batch", "BatchSource", "TorchModel", "as_torch_model"]
 
@@ -30,7 +28,10 @@ def as_torch_model(
     ----------
     estimator : estimator
         A fitted skorch net or scikit-learn model, also inside of a Pipeline, a
-        FrozenEstimator or a fitted search, in any order. An object with a method
+        FrozenEstimator or a fitted search, in any order. Of a classifier with a
+        threshold, a TransformedTargetRegressor or a CalibratedClassifierCV of one
+        classifier, the view is that of the inner model, before the threshold, the
+        inverse transformation or the calibration. An object with a method
         ``_as_torch_model()`` provides its own view.
     loss : str, torch criterion or Loss, default=None
         The loss to measure with; None is the one that the model was trained with.
@@ -83,9 +84,9 @@ def model_view(estimator: Any) -> TorchModel:
         )
     if hasattr(estimator, "_as_torch_model"):
         return estimator._as_torch_model()
-    for is_kind, view in _WRAPPERS:
+    for is_kind, view in WRAPPERS:
         if is_kind(estimator):
-            return view(estimator)
+            return view(estimator, model_view)
     if isinstance(estimator, NeuralNet):
         return skorch_view(estimator)
     adapter = find_adapter(estimator)
@@ -106,69 +107,8 @@ def _unsupported(estimator: Any) -> str:
         )
     return (
         f"Expected a supported model, got {type(estimator).__name__!r}. Supported are "
-        f"skorch nets, {models} and LogisticRegressionCV, also inside of Pipeline, "
-        f"FrozenEstimator, a fitted search or FeatureSplit.{advice}"
+        f"skorch nets, {models} and their subclasses, also inside of Pipeline, "
+        "FrozenEstimator, a fitted search, FixedThresholdClassifier, "
+        "TunedThresholdClassifierCV, TransformedTargetRegressor, "
+        f"CalibratedClassifierCV(ensemble=False) or FeatureSplit.{advice}"
     )
-
-
-# ---------------------------------------------------------------------------
-# Wrappers
-# ---------------------------------------------------------------------------
-def _pipeline_view(pipeline: Pipeline) -> TorchModel:
-    """Return the view of the last step; the earlier steps transform X as a whole."""
-    final = pipeline.steps[-1][1]
-    if final is None or isinstance(final, str):
-        raise TypeError(
-            f"Expected a model as the last step of the Pipeline, got {final!r}. "
-            "Measure a pipeline that ends in a classifier or regressor."
-        )
-    view = model_view(final)
-    if len(pipeline.steps) == 1:
-        return view
-    return view.with_prepare(lambda X, y: (_transformed(pipeline, X), y))
-
-
-def _transformed(pipeline: Pipeline, X: Any) -> Any:
-    """Pass X through the steps before the model, as the pipeline's predict does."""
-    # Not by a pipeline of these steps: it counts as fitted only if the last of them
-    # learned something.
-    for _, step in pipeline.steps[:-1]:
-        if step is not None and step != "passthrough":
-            X = step.transform(X)
-    return X
-
-
-def _is_search(estimator: Any) -> bool:
-    """Tell whether an estimator is a search over candidates, fitted or not."""
-    # The searches have no public base class: they are known by their parameters.
-    if hasattr(estimator, "best_estimator_"):
-        return True
-    if not hasattr(estimator, "get_params") or isinstance(estimator, NeuralNet):
-        return False
-    return {"estimator", "refit", "cv", "error_score"} <= set(
-        estimator.get_params(deep=False)
-    )
-
-
-def _search_view(search: Any) -> TorchModel:
-    """Return the view of the best estimator of a search."""
-    if hasattr(search, "best_estimator_"):
-        return model_view(search.best_estimator_)
-    name = type(search).__name__
-    if hasattr(search, "cv_results_"):
-        raise ValueError(
-            f"Expected {name} with a refitted best_estimator_, got "
-            f"refit={search.refit!r}. Set refit=True, or measure an estimator of "
-            "your choice."
-        )
-    raise NotFittedError(f"This {name} instance is not fitted yet. Call 'fit' first.")
-
-
-_WRAPPERS: list[tuple[Callable[[Any], bool], Callable[[Any], TorchModel]]] = [
-    (lambda estimator: isinstance(estimator, Pipeline), _pipeline_view),
-    (
-        lambda estimator: isinstance(estimator, FrozenEstimator),
-        lambda frozen: model_view(frozen.estimator),
-    ),
-    (_is_search, _search_view),
-]

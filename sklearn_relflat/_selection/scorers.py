@@ -432,7 +432,7 @@ def _training_flatness(estimator: Any) -> Any:
 
 def _wrapped(model: Any) -> Any:
     """Return the fitted model inside of another one, or None."""
-    for name in ("best_estimator_", "estimator_"):
+    for name in ("best_estimator_", "estimator_", "regressor_"):
         if hasattr(model, name):
             return getattr(model, name)
     steps = getattr(model, "steps", None)

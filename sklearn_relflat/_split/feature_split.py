@@ -17,6 +17,7 @@ from sklearn.base import (
     is_classifier,
 )
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import PoissonRegressor
 from sklearn.utils import Tags, check_array, get_tags
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
@@ -61,6 +62,14 @@ def _model_has(method: str) -> Callable[["FeatureSplit"], bool]:
         return True
 
     return check
+
+
+def _fitted_model(estimator: Any) -> Any:
+    """Return the fitted model behind pipelines, frozen estimators and searches."""
+    model = final_model(estimator)
+    while hasattr(model, "best_estimator_"):
+        model = final_model(model.best_estimator_)
+    return model
 
 
 def _held_out(model: Any) -> str | None:
@@ -321,10 +330,17 @@ class FeatureSplit(
         ValueError
             If Z has another number of columns, or if the model has a connection from
             its input that skips the layer: then the features do not determine the
-            prediction.
+            prediction. Also if a wrapper makes something else of the model's outputs,
+            such as a threshold or a calibration.
         """
         check_is_fitted(self)
         view = self._as_torch_model()
+        if view.finished_by is not None:
+            raise ValueError(
+                "Expected a model whose outputs are its predictions, got "
+                f"{view.finished_by}, which makes its own of them. Split the model "
+                f"inside of it: FeatureSplit({view.estimator_name}(...))."
+            )
         dtype = torch.empty(0, dtype=view.dtype).numpy().dtype
         Z = check_array(Z, dtype=dtype, input_name="Z")
         if Z.shape[1] != self._n_features_out:
@@ -343,7 +359,7 @@ class FeatureSplit(
             return (outputs > 0).astype(np.int64)
         if outputs[:1].size > 1:
             return self.classes_[outputs.argmax(axis=1)]
-        share = getattr(final_model(self.estimator_), "threshold", 0.5)
+        share = getattr(_fitted_model(self.estimator_), "threshold", 0.5)
         # A probability above the threshold is a logit above that of the threshold.
         with np.errstate(divide="ignore"):
             positive = outputs.reshape(-1) > np.log(share) - np.log1p(-share)
@@ -351,10 +367,11 @@ class FeatureSplit(
 
     def _values(self, outputs: np.ndarray) -> np.ndarray:
         """Predicted values from the raw outputs of a regressor."""
-        model = final_model(self.estimator_)
+        model = _fitted_model(self.estimator_)
         if isinstance(model, NeuralNet):
             return self._data.predictions(outputs)
-        if getattr(model, "out_activation_", "identity") == "exp":
+        is_rate = isinstance(model, PoissonRegressor)
+        if is_rate or getattr(model, "out_activation_", "identity") == "exp":
             outputs = np.exp(outputs)
         # scikit-learn's models keep in their coefficients whether y had columns.
         coef = getattr(model, "coef_", getattr(model, "dual_coef_", None))

@@ -5,12 +5,27 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.datasets import load_iris
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
+    ARDRegression,
+    BayesianRidge,
+    ElasticNet,
+    ElasticNetCV,
+    HuberRegressor,
+    Lars,
+    LarsCV,
+    Lasso,
+    LassoCV,
+    LassoLars,
+    LassoLarsCV,
     LinearRegression,
     LogisticRegression,
     LogisticRegressionCV,
+    MultiTaskElasticNetCV,
+    MultiTaskLassoCV,
+    PoissonRegressor,
     Ridge,
     RidgeClassifier,
     RidgeCV,
@@ -22,11 +37,13 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC, LinearSVR
 from torch import nn
 
 from sklearn_relflat import (
     RelativeFlatnessLogisticRegression,
     RelativeFlatnessRidge,
+    RelativeFlatnessRidgeCV,
     layerwise_relative_flatness,
     relative_flatness,
 )
@@ -39,6 +56,8 @@ TWO = np.array(["no", "yes"])[(X[:, 0] + RNG.normal(size=40) > 0).astype(int)]
 REAL = X @ RNG.normal(size=4) + RNG.normal(size=40)
 PLANE = X @ RNG.normal(size=(4, 2)) + RNG.normal(size=(40, 2))
 FLAGS = (RNG.normal(size=(40, 3)) > 0).astype(int)
+COUNTS = RNG.poisson(np.exp(0.3 * X[:, 0])).astype(float)
+OUTLIERS = REAL + 20 * (RNG.random(40) < 0.1)
 BINARY = nn.BCEWithLogitsLoss()
 
 
@@ -91,6 +110,16 @@ def perceptron(cls, **options):
     )
 
 
+HUBER = HuberRegressor(epsilon=1.5, alpha=0.0, tol=1e-9, max_iter=10_000)
+
+
+def huber_objective(outputs, targets):
+    """The first part of what HuberRegressor minimises, at the scale that it found."""
+    z = (targets - outputs) / HUBER.scale_
+    far = 2 * HUBER.epsilon * z.abs() - HUBER.epsilon**2
+    return HUBER.scale_ * torch.where(z.abs() < HUBER.epsilon, z**2, far).mean()
+
+
 CROSS = nn.CrossEntropyLoss()
 SQUARES = nn.MSELoss()
 # Model, target, criterion, encoded target.
@@ -100,6 +129,23 @@ MODELS = [
     (Ridge(3.0), REAL, SQUARES, columns),
     (RidgeCV(), PLANE, SQUARES, columns),
     (RelativeFlatnessRidge(0.3), REAL, SQUARES, columns),
+    (RelativeFlatnessRidgeCV(), PLANE, SQUARES, columns),
+    (Lasso(0.1), REAL, SQUARES, columns),
+    (LassoCV(), REAL, SQUARES, columns),
+    (ElasticNet(0.1), PLANE, SQUARES, columns),
+    (ElasticNetCV(), REAL, SQUARES, columns),
+    (MultiTaskLassoCV(), PLANE, SQUARES, columns),
+    (MultiTaskElasticNetCV(), PLANE, SQUARES, columns),
+    (Lars(), PLANE, SQUARES, columns),
+    (LarsCV(), REAL, SQUARES, columns),
+    (LassoLars(0.1), REAL, SQUARES, columns),
+    (LassoLarsCV(), REAL, SQUARES, columns),
+    (BayesianRidge(), REAL, SQUARES, columns),
+    (ARDRegression(), REAL, SQUARES, columns),
+    (HUBER, OUTLIERS, huber_objective, columns),
+    (PoissonRegressor(), COUNTS, nn.PoissonNLLLoss(), columns),
+    (LinearDiscriminantAnalysis(), THREE, CROSS, indices),
+    (LinearDiscriminantAnalysis(), TWO, BINARY, lambda y: columns(y == "yes")),
     (SGDRegressor(random_state=0), REAL, SQUARES, columns),
     (RidgeClassifier(), TWO, SQUARES, lambda y: columns(2 * (y == "yes") - 1)),
     (LogisticRegression(), TWO, BINARY, lambda y: columns(y == "yes")),
@@ -164,6 +210,44 @@ def test_equals_definition(model, y, criterion, encode, normalize):
             model, X, y, layer=name, normalize=normalize, statistic="max_eigenvalue"
         )
         assert largest.value == pytest.approx(kappa_max(weight, hessian), rel=1e-9)
+
+
+def test_the_huber_loss_is_the_one_that_was_minimised():
+    model = HUBER.fit(X, OUTLIERS)
+    assert 0 < len(model.outliers_[model.outliers_]) < len(X)
+    coef = torch.tensor(model.coef_, requires_grad=True)
+    outputs = torch.tensor(X) @ coef + model.intercept_
+    huber_objective(outputs, torch.tensor(OUTLIERS)).backward()
+    assert coef.grad.abs().max() < 1e-4
+    loss = relative_flatness(model, X, OUTLIERS).mean_loss
+    assert loss + model.scale_ == pytest.approx(_huber_total(model), rel=1e-9)
+
+
+def _huber_total(model):
+    """Objective of HuberRegressor per sample, its constant included."""
+    residual = np.abs(OUTLIERS - model.predict(X)) / model.scale_
+    far = 2 * model.epsilon * residual - model.epsilon**2
+    loss = np.where(residual < model.epsilon, residual**2, far)
+    return np.mean(model.scale_ + model.scale_ * loss)
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "y", "loss"),
+    [
+        (LinearSVC(), LogisticRegression(), THREE, "cross_entropy"),
+        (LinearSVC(loss="hinge"), LogisticRegression(), TWO, "binary_cross_entropy"),
+        (LinearSVR(), Ridge(), REAL, "squared_error"),
+    ],
+    ids=["classes", "two classes", "regression"],
+)
+def test_support_vector_machines_with_a_named_loss(model, other, y, loss):
+    model.fit(X, y)
+    other.fit(X, y)
+    other.coef_, other.intercept_ = model.coef_, model.intercept_
+    expected = relative_flatness(other, X, y, loss=loss)
+    result = relative_flatness(model, X, y, loss=loss)
+    assert result.value == pytest.approx(expected.value, rel=1e-12)
+    assert result.mean_loss == pytest.approx(expected.mean_loss, rel=1e-12)
 
 
 def test_kernel_ridge_has_kernel_rows_as_features():

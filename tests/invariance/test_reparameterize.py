@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -168,7 +170,7 @@ def test_mlp(mlp, iris):
     assert pickle.loads(pickle.dumps(other)).score(*iris) == mlp.score(*iris)
 
 
-@pytest.mark.parametrize("wrap", ["pipeline", "frozen", "search", "net"])
+@pytest.mark.parametrize("wrap", ["pipeline", "frozen", "search", "net", "calibrated"])
 def test_wrapped(mlp, iris, wrap):
     X, y = load_iris(return_X_y=True)
     if wrap == "pipeline":
@@ -180,6 +182,12 @@ def test_wrapped(mlp, iris, wrap):
         grid = {"mlpclassifier__alpha": [1.0]}
         pipeline = make_pipeline(StandardScaler(), inner)
         model = GridSearchCV(pipeline, grid, cv=2).fit(X, y)
+    elif wrap == "calibrated":
+        X, y = BY_ID["relu"].data(n=60)
+        X, y = X.numpy(), y.numpy()
+        net = BY_ID["relu"].fitted()
+        net.classes = np.arange(3)
+        model = CalibratedClassifierCV(FrozenEstimator(net), ensemble=False).fit(X, y)
     else:
         net = BY_ID["relu"].fitted()
         model = make_pipeline(FrozenEstimator(net))
@@ -203,6 +211,9 @@ def test_regressor():
     mlp.fit(X, y / 100)
     other = reparameterize_layers(mlp, {"coefs.0": 20.0})
     np.testing.assert_allclose(other.predict(X), mlp.predict(X), rtol=1e-9)
+    scaled = TransformedTargetRegressor(mlp, transformer=StandardScaler()).fit(X, y)
+    other = reparameterize_layers(scaled, {"coefs.0": 20.0})
+    np.testing.assert_allclose(other.predict(X), scaled.predict(X), rtol=1e-9)
 
 
 # ---------------------------------------------------------------------------

@@ -12,15 +12,35 @@ import pytest
 import torch
 from scipy import sparse
 from scipy.special import expit, softmax
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import make_classification, make_multilabel_classification
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - its name
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
+    ARDRegression,
+    BayesianRidge,
+    ElasticNet,
+    ElasticNetCV,
+    HuberRegressor,
+    Lars,
+    LarsCV,
+    Lasso,
+    LassoCV,
+    LassoLars,
+    LassoLarsCV,
+    LassoLarsIC,
     LinearRegression,
     LogisticRegression,
     LogisticRegressionCV,
+    MultiTaskElasticNet,
+    MultiTaskElasticNetCV,
+    MultiTaskLasso,
+    MultiTaskLassoCV,
+    PoissonRegressor,
     Ridge,
     RidgeClassifier,
     RidgeClassifierCV,
@@ -30,6 +50,7 @@ from sklearn.linear_model import (
 )
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import (
+    FixedThresholdClassifier,
     GridSearchCV,
     HalvingGridSearchCV,
     RandomizedSearchCV,
@@ -37,8 +58,8 @@ from sklearn.model_selection import (
 )
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC, LinearSVC, LinearSVR
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from skorch import (
     NeuralNet,
@@ -165,6 +186,49 @@ CASES = {
     ),
 }
 
+LASSO = Lasso(0.01)
+for model, y in [
+    (LASSO, REAL),
+    (LASSO, REALS),
+    (LassoCV(), REAL),
+    (ElasticNet(0.01), REAL),
+    (ElasticNetCV(fit_intercept=False), REAL),
+    (MultiTaskLasso(0.01), REALS),
+    (MultiTaskLassoCV(), REALS),
+    (MultiTaskElasticNet(0.01), REALS),
+    (MultiTaskElasticNetCV(), REALS),
+    (Lars(), REAL),
+    (Lars(fit_intercept=False), REALS),
+    (LarsCV(), REAL),
+    (LassoLars(0.01), REALS),
+    (LassoLarsCV(), REAL),
+    (LassoLarsIC(), REAL),
+    (BayesianRidge(), REAL),
+    (ARDRegression(), REAL),
+]:
+    key = f"{type(model).__name__} {np.ndim(y)}"
+    CASES[key] = (model, y, predict, "squared_error", "coef")
+for solver in ("svd", "lsqr", "eigen"):
+    model = LinearDiscriminantAnalysis(solver=solver, priors=[0.2, 0.3, 0.5])
+    CASES[f"lda {solver}"] = (model, LABELS, decision, "cross_entropy", "coef")
+CASES |= {
+    "lda binary": (
+        LinearDiscriminantAnalysis(),
+        BINARY,
+        decision,
+        "binary_cross_entropy",
+        "coef",
+    ),
+    "huber": (HuberRegressor(), REAL, predict, "huber", "coef"),
+    "poisson": (
+        PoissonRegressor(),
+        COUNTS,
+        lambda model, X: np.log(model.predict(X)),
+        "poisson",
+        "coef",
+    ),
+}
+
 if "loss" in MLPRegressor().get_params():  # since scikit-learn 1.7
     CASES["mlp poisson"] = (
         mlp_regressor(loss="poisson"),
@@ -198,6 +262,44 @@ def test_outputs_are_those_of_the_estimator(case):
     assert not any(p.requires_grad for p in parameters.values())
     targets = view.loss.targets(torch.from_numpy(outputs), all_targets(batches))
     assert torch.isfinite(view.loss.value(torch.from_numpy(outputs), targets)).all()
+
+
+SUPPORT_VECTORS = {
+    # name: (estimator, y, estimator's own outputs, a loss)
+    "classes": (LinearSVC(), LABELS, decision, "cross_entropy"),
+    "one versus rest": (LinearSVC(), LABELS, decision, "binary_cross_entropy"),
+    "hinge": (LinearSVC(loss="hinge"), BINARY, decision, "binary_cross_entropy"),
+    "crammer_singer": (
+        LinearSVC(multi_class="crammer_singer"),
+        LABELS,
+        decision,
+        "brier",
+    ),
+    "regression": (LinearSVR(epsilon=0.1), REAL, predict, "squared_error"),
+    "no intercept": (
+        LinearSVR(loss="squared_epsilon_insensitive", fit_intercept=False),
+        REAL,
+        predict,
+        "huber",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUPPORT_VECTORS)
+def test_support_vector_machines_are_measured_with_a_named_loss(case):
+    model, y, oracle, loss = SUPPORT_VECTORS[case]
+    model = fitted(model, X, y)
+    message = rf"{type(model).__name__} trained with loss='{model.loss}'.*loss= one of"
+    with pytest.raises(ValueError, match=message):
+        as_torch_model(model)
+    view = as_torch_model(model, loss=loss)
+    outputs, batches = run(view, X, y)
+    expected = oracle(model, X)
+    np.testing.assert_allclose(outputs, expected.reshape(outputs.shape), rtol=1e-10)
+    assert view.loss.name == loss
+    outputs = torch.from_numpy(outputs)
+    targets = view.loss.targets(outputs, all_targets(batches))
+    assert torch.isfinite(view.loss.value(outputs, targets)).all()
 
 
 @pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
@@ -404,6 +506,144 @@ def test_wrappers_are_opened(name):
     outputs, _ = run(view, X, LABELS)
     np.testing.assert_allclose(outputs, model.decision_function(X), rtol=1e-10)
     assert view.estimator_name == "LogisticRegression"
+
+
+def finished_models():
+    """Wrappers that make something of their own of an inner model's outputs."""
+    model = LogisticRegression()
+    fitted = LogisticRegression().fit(X, BINARY)
+    scaled = make_pipeline(StandardScaler(), LogisticRegression())
+    fixed, tuned = FixedThresholdClassifier, TunedThresholdClassifierCV
+    calibrated = functools.partial(CalibratedClassifierCV, ensemble=False, cv=3)
+    return {
+        "fixed threshold": fixed(model, threshold=0.2),
+        "fixed threshold of a pipeline": fixed(scaled, pos_label="no"),
+        "frozen": fixed(FrozenEstimator(fitted)),
+        "tuned threshold": tuned(model, cv=3),
+        "tuned threshold, fitted on a part": tuned(
+            model, cv=0.5, refit=False, random_state=0
+        ),
+        "calibrated": calibrated(model),
+        "calibrated pipeline": calibrated(scaled, method="isotonic"),
+        "calibrated frozen": CalibratedClassifierCV(FrozenEstimator(fitted)),
+    }
+
+
+@pytest.mark.parametrize("name", finished_models())
+def test_a_threshold_or_a_calibration_is_no_part_of_the_view(name):
+    model = finished_models()[name]
+    model.fit(X, BINARY)
+    calibrated = isinstance(model, CalibratedClassifierCV)
+    inner = model.calibrated_classifiers_[0].estimator if calibrated else None
+    inner = inner if calibrated else model.estimator_
+    view = as_torch_model(make_pipeline(model))
+    outputs, batches = run(view, X, BINARY)
+    np.testing.assert_allclose(outputs[:, 0], inner.decision_function(X), rtol=1e-10)
+    np.testing.assert_array_equal(all_targets(batches)[:, 0], BINARY == "yes")
+    assert view.estimator_name == "LogisticRegression"
+    assert view.finished_by == type(model).__name__
+    expected = relative_flatness(inner, X, BINARY)
+    result = relative_flatness(model, X, BINARY)
+    assert result.value == expected.value
+    assert result.mean_loss == expected.mean_loss
+
+
+def test_a_fixed_threshold_around_a_fitted_model_needs_no_fit():
+    inner = LogisticRegression().fit(X, BINARY)
+    model = FixedThresholdClassifier(inner, threshold=0.9)
+    assert model.predict(X).shape == (N,)
+    outputs, _ = run(as_torch_model(model), X, BINARY)
+    np.testing.assert_allclose(outputs[:, 0], inner.decision_function(X))
+
+
+def test_several_calibrated_classifiers():
+    model = CalibratedClassifierCV(LogisticRegression(), cv=3, ensemble=True)
+    model.fit(X, LABELS)
+    message = r"got 3 with ensemble=True.*ensemble=False, or measure each"
+    with pytest.raises(ValueError, match=message):
+        as_torch_model(model)
+    outputs, _ = run(as_torch_model(model.calibrated_classifiers_[0].estimator), X)
+    assert outputs.shape == (N, K)
+
+
+def test_a_calibrated_model_without_a_curvature():
+    model = CalibratedClassifierCV(LinearSVC(), ensemble=False).fit(X, LABELS)
+    with pytest.raises(ValueError, match="LinearSVC trained with loss='squared_hinge'"):
+        as_torch_model(model)
+    inner = model.calibrated_classifiers_[0].estimator
+    expected = relative_flatness(inner, X, LABELS, loss="cross_entropy").value
+    result = relative_flatness(model, X, LABELS, loss="cross_entropy").value
+    assert result == expected
+
+
+POSITIVE = np.exp(REAL / REAL.std())
+TRANSFORMED = {
+    "function": (
+        TransformedTargetRegressor(Ridge(), func=np.log, inverse_func=np.exp),
+        POSITIVE,
+        np.log,
+    ),
+    "column": (
+        TransformedTargetRegressor(Ridge(), func=np.log, inverse_func=np.exp),
+        POSITIVE[:, None],
+        np.log,
+    ),
+    "transformer": (
+        TransformedTargetRegressor(Ridge(), transformer=StandardScaler()),
+        REALS,
+        lambda y: StandardScaler().fit_transform(y),
+    ),
+    "one dimension": (
+        TransformedTargetRegressor(
+            Ridge(),
+            transformer=FunctionTransformer(lambda y: np.ravel(y) / 2),
+            check_inverse=False,
+        ),
+        REAL,
+        lambda y: y / 2,
+    ),
+    "default": (TransformedTargetRegressor(), REAL.round().astype(int), np.asarray),
+    "pipeline": (
+        TransformedTargetRegressor(
+            make_pipeline(StandardScaler(), Ridge()), transformer=StandardScaler()
+        ),
+        REAL,
+        lambda y: StandardScaler().fit_transform(y[:, None])[:, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transformed_targets(name):
+    model, y, transform = TRANSFORMED[name]
+    model = fitted(model, X, y)
+    view = as_torch_model(make_pipeline(model))
+    outputs, batches = run(view, X, y)
+    expected = model.regressor_.predict(X).reshape(outputs.shape)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-10)
+    target = np.reshape(transform(y), outputs.shape)
+    np.testing.assert_allclose(all_targets(batches), target, rtol=1e-12)
+    assert view.finished_by == "TransformedTargetRegressor"
+    inner = relative_flatness(model.regressor_, X, transform(y))
+    result = relative_flatness(model, X, y)
+    assert result.value == pytest.approx(inner.value, rel=1e-12)
+    assert result.mean_loss == pytest.approx(inner.mean_loss, rel=1e-12)
+
+
+def test_transformed_targets_of_a_net():
+    net = NeuralNetRegressor(
+        nn.Linear, module__in_features=M, module__out_features=2, max_epochs=1
+    )
+    model = TransformedTargetRegressor(
+        net.set_params(verbose=0), transformer=FunctionTransformer(lambda y: y / 2)
+    )
+    y = REALS.astype(np.float32)
+    model.set_params(check_inverse=False).fit(X32, y)
+    view = as_torch_model(model)
+    _, batches = run(view, X32, y)
+    np.testing.assert_allclose(all_targets(batches), y / 2)
+    with pytest.raises(ValueError, match=r"Expected y.*transforms it.*TensorDataset"):
+        view.batches(TensorDataset(torch.tensor(X32), torch.tensor(y)))
 
 
 def test_net_in_a_pipeline():
@@ -1180,6 +1420,10 @@ def test_batch_normalisation_is_that_of_eval_mode():
         (NeuralNetClassifier(Dense), "NeuralNetClassifier"),
         (make_pipeline(StandardScaler(), Ridge()), "Ridge"),
         (GridSearchCV(Ridge(), {"alpha": [1.0]}), "GridSearchCV"),
+        (TunedThresholdClassifierCV(LogisticRegression()), "TunedThreshold"),
+        (FixedThresholdClassifier(LogisticRegression()), "LogisticRegression"),
+        (TransformedTargetRegressor(Ridge()), "TransformedTargetRegressor"),
+        (CalibratedClassifierCV(Ridge()), "CalibratedClassifierCV"),
         (make_net(nn.LazyLinear(3), criterion=nn.CrossEntropyLoss), "lazy.*'fit'"),
     ],
     ids=lambda value: type(value).__name__,
@@ -1199,11 +1443,6 @@ def test_not_fitted(model, name):
         (make_pipeline(StandardScaler(), "passthrough"), TypeError, "last step"),
         (make_pipeline(StandardScaler()), TypeError, "'StandardScaler'"),
         (None, TypeError, "'NoneType'"),
-        (
-            TunedThresholdClassifierCV(LogisticRegression()),
-            TypeError,
-            "'TunedThresholdClassifierCV'",
-        ),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -12,12 +12,13 @@ import sklearn
 import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import make_classification
 from sklearn.experimental import enable_halving_search_cv
 from sklearn.feature_selection import RFECV, SequentialFeatureSelector
 from sklearn.frozen import FrozenEstimator
 from sklearn.inspection import permutation_importance
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 from sklearn.metrics import check_scoring, get_scorer
 from sklearn.model_selection import (
     GridSearchCV,
@@ -594,6 +595,13 @@ def test_reads_through_wrappers(wrap):
             inner[-1] if hasattr(inner, "steps") else inner.estimator
         )
     assert TrainingFlatnessScorer()(fitted) == -inner.training_flatness_.value
+
+
+def test_reads_through_transformed_targets():
+    split = FeatureSplit(Ridge(), training_flatness=True)
+    fitted = TransformedTargetRegressor(split).fit(X, X[:, 0])
+    value = fitted.regressor_.training_flatness_.value
+    assert TrainingFlatnessScorer()(fitted) == -value
 
 
 def test_route_b_works_where_there_is_no_training_column():

@@ -11,23 +11,33 @@ import scipy.sparse as sp
 import torch
 from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_iris
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
+    BayesianRidge,
+    HuberRegressor,
+    Lars,
+    Lasso,
     LinearRegression,
     LogisticRegression,
+    MultiTaskLasso,
+    PoissonRegressor,
     Ridge,
     RidgeClassifier,
     RidgeCV,
     SGDClassifier,
     SGDRegressor,
 )
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC, LinearSVR
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils import estimator_checks
 from skorch import (
@@ -256,6 +266,23 @@ CASES = {
     "ridge with two targets": Case(Ridge(), X, np.c_[REAL, X]),
     "least squares": Case(LinearRegression(fit_intercept=False), X, REAL),
     "RidgeCV": Case(RidgeCV(), X, REAL),
+    "Lasso": Case(Lasso(0.01), X, REAL),
+    "Lasso with a column": Case(Lasso(0.01), X, REAL[:, None]),
+    "Lars with a column": Case(Lars(), X, REAL[:, None]),
+    "multi-task Lasso": Case(MultiTaskLasso(0.01), X, np.c_[REAL, X]),
+    "Bayesian ridge": Case(BayesianRidge(), X, REAL),
+    "Huber": Case(HuberRegressor(), X, REAL),
+    "Poisson": Case(PoissonRegressor(), X, np.exp(REAL / 10)),
+    "Poisson in a search": Case(
+        GridSearchCV(PoissonRegressor(), {"alpha": [1.0]}, cv=2), X, np.exp(REAL / 10)
+    ),
+    "discriminant analysis": Case(LinearDiscriminantAnalysis(), X, LABELS),
+    "LinearSVC": Case(LinearSVC(), X, LABELS),
+    "LinearSVC, binary": Case(LinearSVC(), X, BINARY),
+    "LinearSVR": Case(LinearSVR(), X, REAL),
+    "ridge in a search": Case(
+        GridSearchCV(Ridge(), {"alpha": [1.0]}, cv=2), X, REAL[:, None]
+    ),
     "RidgeClassifier": Case(RidgeClassifier(), X, LABELS),
     "hinge loss": Case(SGDClassifier(random_state=0), X, LABELS),
     "SGDRegressor": Case(SGDRegressor(random_state=0), X, REAL),
@@ -347,10 +374,12 @@ def test_default_is_the_output_layer(case):
     split = fitted(case)
     assert split.layer_ == layers_of(split)[-1]
     if is_regressor(split):
-        # w phi + b are the predictions themselves.
+        # w phi + b are the predictions themselves, or the logarithms of rates.
         bias = 0.0 if split.bias_ is None else split.bias_
         outputs = split.transform(case.X) @ split.weight_.T + bias
         predicted = split.predict(case.X)
+        if "Poisson" in repr(case.estimator):
+            outputs = np.exp(outputs)
         np.testing.assert_allclose(
             outputs.reshape(predicted.shape), predicted, rtol=1e-4, atol=1e-5
         )
@@ -730,3 +759,23 @@ def test_samples_of_other_sizes():
     assert split.predict(larger).shape == (12,)
     with pytest.raises(ValueError, match="9 positions in layer 'conv', as in fit, got"):
         split.transform(larger)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "y"),
+    [
+        (FixedThresholdClassifier(LogisticRegression(), threshold=0.3), BINARY),
+        (CalibratedClassifierCV(LogisticRegression(), ensemble=False), BINARY),
+        (make_pipeline(TransformedTargetRegressor(Ridge(), func=np.sinh)), REAL),
+    ],
+    ids=["threshold", "calibration", "transformation"],
+)
+def test_what_a_wrapper_makes_of_the_outputs_is_not_guessed(wrapper, y):
+    if isinstance(y[0], float):
+        wrapper[-1].inverse_func = np.arcsinh
+    split = FeatureSplit(wrapper).fit(X, y)
+    np.testing.assert_array_equal(split.predict(X), clone(wrapper).fit(X, y).predict(X))
+    np.testing.assert_array_equal(split.transform(X), X)
+    inner = r"(FixedThreshold|Calibrated|TransformedTarget)\w+, which makes its own"
+    with pytest.raises(ValueError, match=inner + r".*FeatureSplit\((Log|Ridge)"):
+        split.predict_from_features(X)
