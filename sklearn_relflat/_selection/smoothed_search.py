@@ -215,9 +215,16 @@ class SmoothedRiskSearchCV(GridSearchCV):
 
         Raises
         ------
+        TypeError
+            If the estimator is a bare torch module, which cannot be fitted.
         ValueError
             If there is no candidate, or none has a finite risk.
         """
+        # Not at the top: the searches are imported without torch.
+        from sklearn_relflat._data.estimator_data import final_model
+        from sklearn_relflat._models.bare_modules import refuse_bare
+
+        refuse_bare(final_model(self.estimator), type(self).__name__)
         self._validate_params()
         X, y = indexable(X, y)
         self.scorer_ = check_scoring(self.estimator, allow_none=True)
