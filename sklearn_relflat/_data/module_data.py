@@ -99,7 +99,8 @@ class ModuleReader:
                 f"and targets, got y of type {type(y).__name__!r}. Leave y out, or "
                 "pass X and y as arrays."
             )
-        dataset, loader = X, None
+        dataset: Any = X
+        loader = None
         if isinstance(X, DataLoader):
             _check_order(X)
             dataset, loader = X.dataset, X
@@ -110,7 +111,15 @@ class ModuleReader:
                 "the samples to measure on into a list and pass that as the data set "
                 "of a DataLoader."
             )
-        n_samples = count_samples(dataset)
+        # A loader's data set may be anything with items, a list of dicts say.
+        n_samples = (
+            count_samples(dataset) if isinstance(dataset, Dataset) else len(dataset)
+        )
+        if n_samples == 0:
+            raise ValueError(
+                f"Expected at least one sample, got an empty {type(dataset).__name__}. "
+                "Pass the samples to measure on."
+            )
         reader = ModuleReader(self.device, self.dtype, self.share, loader)
         weights = self._weights(sample_weight, n_samples)
         return LoadedBatches(reader, dataset, n_samples, weights, floating=False)

@@ -90,6 +90,12 @@ class SkorchReader:
         self, X: Any, y: Any, sample_weight: Any, loss: Loss | None
     ) -> BatchSource:
         """Validate X, y and the weights, and return the batches."""
+        if isinstance(X, DataLoader):
+            raise TypeError(
+                "Expected X as arrays or a data set for a skorch net, which makes its "
+                f"own batches, got a {type(X).__name__}. Pass its data set: "
+                "loader.dataset."
+            )
         X = plain_inputs(X)
         n_samples = count_samples(X)
         floating = self._floating_targets(loss)

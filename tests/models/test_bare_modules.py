@@ -120,6 +120,16 @@ DATA = {
     ),
     "dicts": (DataLoader(dictionaries("labels"), batch_size=64),),
     "dicts of a data set": (dictionaries("target"),),
+    "list of dicts": (
+        DataLoader(
+            [
+                {"X": features, "labels": label}
+                for features, label in zip(torch.tensor(X), y.tolist(), strict=True)
+            ],
+            batch_size=64,
+            shuffle=True,
+        ),
+    ),
     "own collate_fn": (
         DataLoader(
             tensors,
@@ -430,6 +440,7 @@ class OwnBatches(BatchSampler):
         ),
         ((Stream(),), TypeError, "the iterable 'Stream', whose order nobody knows"),
         ((DataLoader(Stream()),), TypeError, "the iterable 'Stream'"),
+        ((DataLoader([], batch_size=4),), ValueError, "one sample, got an empty list"),
         ((tensors, y), ValueError, "y=None where X is a TensorDataset.*Leave y out"),
         ((DataLoader(tensors), y), ValueError, "y=None where X is a DataLoader"),
         ((TensorDataset(torch.tensor(X)),), ValueError, "got a (list|tuple) of 1"),
@@ -465,6 +476,14 @@ class OwnBatches(BatchSampler):
 def test_data_that_are_refused(module, data, error, message):
     with pytest.raises(error, match=message):
         relative_flatness(module, *data, loss=LOSS)
+
+
+def test_a_net_makes_its_own_batches(module):
+    loader = DataLoader(tensors, batch_size=64)
+    with pytest.raises(TypeError, match=r"got a DataLoader.*loader\.dataset"):
+        relative_flatness(net_of(module), loader)
+    found = relative_flatness(net_of(module), loader.dataset).value
+    assert found == relative_flatness(module, loader, loss=LOSS).value
 
 
 @pytest.mark.parametrize(
