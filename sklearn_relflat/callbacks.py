@@ -5,6 +5,7 @@ from sklearn_relflat._training.monitor import RelativeFlatnessMonitor
 from sklearn_relflat._training.recorder import RelativeFlatnessRecorder
 from sklearn_relflat._training.regularized import FlatnessRegularized
 from sklearn_relflat._training.seeded import Seeded
+from sklearn_relflat._training.smoothed_monitor import SmoothedRiskMonitor
 from sklearn_relflat._training.stopping import StopAtTrainingLoss
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "RelativeFlatnessMonitor",
     "RelativeFlatnessRecorder",
     "Seeded",
+    "SmoothedRiskMonitor",
     "StopAtTrainingLoss",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -75,6 +75,8 @@ class SkorchReader:
         What floating inputs become.
     share : bool
         Whether the net leaves its inputs alone, so that they need no copy.
+    source : str
+        What reads a data set, for messages.
     """
 
     net: Any
@@ -82,13 +84,20 @@ class SkorchReader:
     device: torch.device
     dtype: torch.dtype
     share: bool
+    source: ClassVar[str] = "the net's iterator_valid"
 
     def __call__(
         self, X: Any, y: Any, sample_weight: Any, loss: Loss | None
     ) -> BatchSource:
         """Validate X, y and the weights, and return the batches."""
-        X = _for_a_net(X)
-        n_samples = _n_samples(X)
+        if isinstance(X, DataLoader):
+            raise TypeError(
+                "Expected X as arrays or a data set for a skorch net, which makes its "
+                f"own batches, got a {type(X).__name__}. Pass its data set: "
+                "loader.dataset."
+            )
+        X = plain_inputs(X)
+        n_samples = count_samples(X)
         floating = self._floating_targets(loss)
         targets, weights = None, None
         if y is not None:
@@ -118,6 +127,14 @@ class SkorchReader:
             self.net, NeuralNetRegressor | NeuralNetBinaryClassifier
         )
 
+    def iterator(self, dataset: Any) -> Any:
+        """Return a new iterator of the net over a data set."""
+        return self.net.get_iterator(dataset, training=False)
+
+    def unpack(self, data: Any) -> tuple[Any, Any]:
+        """Return inputs and targets of what the iterator gives."""
+        return unpack_data(data)
+
     def _dataset(self, X: Any, targets: Tensor | None) -> Any:
         """Return the net's own data set, with the given targets."""
         dataset = self.net.get_dataset(X, targets)
@@ -126,14 +143,32 @@ class SkorchReader:
         return dataset
 
 
-def _for_a_net(X: Any) -> Any:
-    """Return X as a net can take it, with all its numbers."""
+def plain_inputs(X: Any, *, by_column: bool = True) -> Any:
+    """Return X as a module can take it, with all its numbers.
+
+    Parameters
+    ----------
+    X : Any
+        What the user passed.
+    by_column : bool, default=True
+        Whether a DataFrame whose columns have names is left as it is.
+
+    Returns
+    -------
+    X : Any
+        Arrays, or what else it was.
+
+    Raises
+    ------
+    TypeError
+        If X holds something else than numbers.
+    """
     if isinstance(X, Dataset):
         return X
     if hasattr(X, "iloc") and hasattr(X, "columns"):
         # skorch passes the columns of a DataFrame as keyword arguments: their names
         # have to be names. Without, it is a matrix.
-        if all(isinstance(column, str) for column in X.columns):
+        if by_column and all(isinstance(column, str) for column in X.columns):
             return X
         X = X.to_numpy()
     elif type(X).__module__.partition(".")[0] == "polars":
@@ -156,8 +191,26 @@ def _for_a_net(X: Any) -> Any:
     return map_tree(lambda values: plain_values(values, "X"), X)
 
 
-def _n_samples(X: Any) -> int:
-    """Return the number of samples, after the first checks of X."""
+def count_samples(X: Any) -> int:
+    """Return the number of samples, after the first checks of X.
+
+    Parameters
+    ----------
+    X : array-like, Tensor, Dataset, or nested dict, list, tuple of arrays
+        Samples.
+
+    Returns
+    -------
+    n_samples : int
+        At least one.
+
+    Raises
+    ------
+    TypeError
+        If X is sparse, or has no length.
+    ValueError
+        If it is empty, or its arrays have different lengths.
+    """
     if not isinstance(X, Dataset):
         for name, values in leaves(X):
             _check_dense(name, values)
@@ -269,12 +322,12 @@ def with_own_generator(iterator: Any) -> Any:
 
 
 class LoadedBatches(BatchSource):
-    """The batches of a net's own iterator.
+    """The batches of an iterator, such as that of a net.
 
     Parameters
     ----------
-    reader : SkorchReader
-        The net and where its inputs go.
+    reader : SkorchReader or ModuleReader
+        Makes the iterator, unpacks what it gives, and knows where inputs go.
     dataset : Dataset
         Data set with items (X, y).
     n_samples : int
@@ -322,9 +375,8 @@ class LoadedBatches(BatchSource):
             )
 
     def _iterator(self) -> Any:
-        """Return a new iterator of the net, which draws from no global stream."""
-        iterator = self._reader.net.get_iterator(self._dataset, training=False)
-        return with_own_generator(iterator)
+        """Return a new iterator, which draws from no global stream."""
+        return with_own_generator(self._reader.iterator(self._dataset))
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -357,7 +409,7 @@ class LoadedBatches(BatchSource):
         device, dtype = self._reader.device, self._reader.dtype
         start = 0
         for number, data in enumerate(self._iterator()):
-            X, y = unpack_data(data)
+            X, y = self._reader.unpack(data)
             n_samples = n_rows(X)
             inputs = to_model_inputs(X, device, dtype)
             check_finite_inputs(inputs, number, start)
@@ -371,6 +423,6 @@ class LoadedBatches(BatchSource):
             start += n_samples
         if start != self.n_samples:
             raise ValueError(
-                f"Expected {self.n_samples} samples from the net's iterator_valid, got "
+                f"Expected {self.n_samples} samples from {self._reader.source}, got "
                 f"{start}. Let it read every sample once."
             )

@@ -59,10 +59,12 @@ def relative_flatness(
     ----------
     estimator : estimator
         A fitted model: a skorch net, a linear model, multi-layer perceptron or kernel
-        ridge of scikit-learn, or a pipeline, frozen estimator or search around one.
+        ridge of scikit-learn, or a pipeline, frozen estimator or search around one; or
+        a bare torch module, with `loss`.
     X : {array-like, sparse matrix, Tensor, Dataset, dict} of shape (n_samples, ...)
         The sample on which the loss surface is looked at: the *training* sample, for
-        the relative flatness of the paper.
+        the relative flatness of the paper. For a bare module also a DataLoader, which
+        stands for all samples of its data set, in their order.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
         Targets; None only where X is a data set that carries them.
     layer : str, default=None

@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn_relflat._invariance.rescaled_copies import rescaled_copy
 from sklearn_relflat._layers.layers import find_layer
-from sklearn_relflat._models.view import as_torch_model
+from sklearn_relflat._models.view import lossless_view
 
 
 def reparameterize_layers(
@@ -164,6 +164,6 @@ def reparameterize_neurons(
     >>> bool(np.isclose(*raw, rtol=0.5))
     False
     """
-    view = as_torch_model(estimator)
+    view = lossless_view(estimator)
     name = find_layer(view, layer).name
     return rescaled_copy(estimator, {name: factors}, X, tol, before=True)

@@ -16,7 +16,7 @@ from sklearn_relflat._layers.call_order import probe_inputs, trace_calls
 from sklearn_relflat._measures.evaluations import evaluate, measure_options
 from sklearn_relflat._measures.tables import make_table
 from sklearn_relflat._models.torch_model import TorchModel
-from sklearn_relflat._models.view import as_torch_model
+from sklearn_relflat._models.view import lossless_view
 
 _KINDS = ("layers", "neurons")
 
@@ -154,7 +154,7 @@ def invariance_report(
         )
         return rows
 
-    view = as_torch_model(estimator)
+    view = lossless_view(estimator)
     widths = _rescalable(view, X, rescaled)
     before = measured(estimator)
     moved: dict[str, list[tuple[float, bool]]] = {}

@@ -26,7 +26,7 @@ from sklearn_relflat._layers.call_order import CallOrder, probe_inputs, trace_ca
 from sklearn_relflat._layers.kinds import how_to_remove
 from sklearn_relflat._layers.layers import WeightLayer, find_layer
 from sklearn_relflat._models.torch_model import TorchModel
-from sklearn_relflat._models.view import as_torch_model
+from sklearn_relflat._models.view import lossless_view
 
 # How far outputs may move by round-off, relative to the largest of them.
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -63,8 +63,8 @@ def output_change(estimator: Any, other: Any, X: Any = None) -> float:
     >>> output_change(mlp, mlp, X), output_change(mlp, other, X) > 0.1
     (0.0, True)
     """
-    view = as_torch_model(estimator)
-    return _change(view, as_torch_model(other), probe_inputs(view, X))
+    view = lossless_view(estimator)
+    return _change(view, lossless_view(other), probe_inputs(view, X))
 
 
 def rescaled_copy(
@@ -100,7 +100,7 @@ def rescaled_copy(
     ValueError
         If the function changes.
     """
-    view = as_torch_model(estimator)
+    view = lossless_view(estimator)
     if view.is_widened:
         raise ValueError(
             f"Expected parameters of single or double precision, got a "
@@ -115,7 +115,7 @@ def rescaled_copy(
         producer = order.before(found) if before else found
         steps.append((producer, _positive(values, order.layers[producer], name)))
     result = copy_estimator(estimator)
-    twin = as_torch_model(result)
+    twin = lossless_view(result)
     with torch.no_grad():
         for producer, values in steps:
             _rescale(twin, order, producer, values)

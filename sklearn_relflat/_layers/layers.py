@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_relflat._layers.kinds import LAYER_KINDS, LayerKind, layer_kind, refusal
 from sklearn_relflat._models.torch_model import TorchModel
-from sklearn_relflat._models.view import as_torch_model
+from sklearn_relflat._models.view import lossless_view
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def list_layers(estimator: Any) -> list[str]:
     >>> list_layers(mlp.fit(X, y))
     ['coefs.0', 'coefs.1', 'coefs.2']
     """
-    return list(weight_layers(as_torch_model(estimator)))
+    return list(weight_layers(lossless_view(estimator)))
 
 
 def find_layer(

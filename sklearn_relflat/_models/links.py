@@ -5,7 +5,7 @@ probabilities gives an indefinite matrix where the model is confident.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -63,8 +63,9 @@ def first_output(output: Any) -> Tensor:
 
     Parameters
     ----------
-    output : Tensor, tuple or list
-        What the module returned.
+    output : Tensor, tuple, list, dict or object
+        What the module returned. Of a dict the entry "logits" counts, of an object the
+        attribute: so do the models of transformers return them.
 
     Returns
     -------
@@ -78,10 +79,15 @@ def first_output(output: Any) -> Tensor:
     """
     if isinstance(output, tuple | list) and output:
         output = output[0]
+    elif isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
         raise TypeError(
-            "Expected the module to return a tensor, or a tuple whose first entry is "
-            f"the tensor that enters the loss, got {type(output).__name__!r}."
+            "Expected the module to return a tensor, a tuple whose first entry is the "
+            "tensor that enters the loss, or a dict or object with that tensor as "
+            f"'logits', got {type(output).__name__!r}."
         )
     return output
 
@@ -207,9 +213,9 @@ def _as_log_softmax(output: Tensor) -> Tensor:
     off = output.exp().sum(dim=1).sub(1).abs().max()
     if not bool(off <= _tolerance(output)):
         raise ValueError(
-            "Expected the module of a plain skorch NeuralNet with criterion NLLLoss "
-            "to return log-probabilities, got rows whose exponentials differ from "
-            f"one in sum by up to {off.item():.3g}. End the module in "
+            "Expected the module of a plain skorch NeuralNet with criterion NLLLoss, "
+            "or a bare one with that loss, to return log-probabilities, got rows whose "
+            f"exponentials differ from one in sum by up to {off.item():.3g}. End it in "
             "log_softmax(dim=1), use NeuralNetClassifier with a module that ends in "
             "softmax, or return logits and train with criterion=CrossEntropyLoss."
         )

@@ -10,10 +10,15 @@ from skorch import (
     NeuralNetClassifier,
 )
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from sklearn_relflat._data.skorch_data import SkorchReader
 from sklearn_relflat._losses.table import loss_from_criterion
+from sklearn_relflat._models.bare_modules import (
+    check_shapes,
+    is_plain,
+    place_of,
+    uncompiled,
+)
 from sklearn_relflat._models.private_copy import (
     ModuleCopies,
     refresh_weights,
@@ -53,14 +58,10 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
             f"This {name} instance is not fitted yet. Call 'fit' first, or "
             "'initialize' followed by 'load_params'."
         )
-    module = _uncompiled(module)
-    if any(is_lazy(parameter) for parameter in module.parameters()):
-        raise NotFittedError(
-            f"This {name} instance has lazy parameters without a shape. Call 'fit' "
-            "first."
-        )
+    module = uncompiled(module)
+    check_shapes(module, name, "Call 'fit' first")
     _check_device(net.device, name)
-    criterion = _uncompiled(net.criterion_)
+    criterion = uncompiled(net.criterion_)
     copies = ModuleCopies()
     shadow, shared, aliased = net, [module], frozenset[int]()
     if not live:
@@ -70,12 +71,9 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         aliased = frozenset(id(copies.of(parameter)) for parameter in overlapping)
         if not shared:
             refresh_weights(module.eval())
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        parameter = torch.empty(0, device=net.device)
-    device, dtype = parameter.device, parameter.dtype
+    device, dtype = place_of(module, net.device)
     link = _link(net, criterion)
-    is_plain = _is_plain(shadow, module)
+    plain = _is_plain(shadow, module)
     shadow.__dict__.update({} if live else {"device": device})
     return TorchModel(
         module=module,
@@ -83,11 +81,11 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
         device=device,
         dtype=dtype,
         forward=shadow.infer,
-        read=SkorchReader(net, criterion, device, dtype, share=is_plain),
+        read=SkorchReader(net, criterion, device, dtype, share=plain),
         training_loss=partial(loss_from_criterion, criterion),
         link=link,
         is_widened=not live and copies.is_widened,
-        is_plain=is_plain,
+        is_plain=plain,
         originals=copies.copied_parameters,
         aliased=aliased,
         trained=trained_loss(net, shadow, criterion, link),
@@ -95,47 +93,10 @@ def skorch_view(net: NeuralNet, *, live: bool = False) -> TorchModel:
     )
 
 
-# They draw in evaluation mode too, take fused attention, or call a user's function.
-_NOT_PLAIN = (
-    nn.FractionalMaxPool2d,
-    nn.FractionalMaxPool3d,
-    nn.MultiheadAttention,
-    nn.Transformer,
-    nn.TransformerDecoderLayer,
-    nn.TransformerEncoder,
-    nn.TransformerEncoderLayer,
-)
-
-
 def _is_plain(net: NeuralNet, module: nn.Module) -> bool:
     """Whether a forward pass runs nothing but torch's own modules, not in place."""
-    torch_hooks = nn.modules.module
-    if (
-        type(net).infer is not NeuralNet.infer
-        or "infer" in vars(net)
-        or torch_hooks._global_forward_hooks
-        or torch_hooks._global_forward_pre_hooks
-    ):
-        return False
-    return all(
-        _written_in(part.forward).startswith("torch.nn.modules.")
-        and "forward" not in vars(part)
-        and type(part).__call__ is nn.Module.__call__
-        and not (part._forward_hooks or part._forward_pre_hooks)
-        and not getattr(part, "inplace", False)
-        and not isinstance(part, _NOT_PLAIN)
-        for part in module.modules()
-    )
-
-
-def _written_in(function: Any) -> str:
-    """Name of the module that a function was written in, whatever it says of itself."""
-    return getattr(function, "__globals__", {}).get("__name__", "")
-
-
-def _uncompiled(module: Any) -> Any:
-    """Return the plain module behind torch.compile."""
-    return getattr(module, "_orig_mod", module)
+    own_infer = type(net).infer is NeuralNet.infer and "infer" not in vars(net)
+    return own_infer and is_plain(module)
 
 
 def _shadow(net: NeuralNet, copies: ModuleCopies) -> NeuralNet:

@@ -8,6 +8,7 @@ from torch import nn
 
 from sklearn_relflat._data.batches import Batch, BatchSource
 from sklearn_relflat._losses.table import Loss, resolve_loss
+from sklearn_relflat._models.bare_modules import SKORCH_ADVICE, bare_view
 from sklearn_relflat._models.sklearn_models import ADAPTERS, find_adapter
 from sklearn_relflat._models.skorch_models import skorch_view
 from sklearn_relflat._models.torch_model import TorchModel
@@ -28,11 +29,11 @@ def as_torch_model(
     ----------
     estimator : estimator
         A fitted skorch net or scikit-learn model, also inside of a Pipeline, a
-        FrozenEstimator or a fitted search, in any order. Of a classifier with a
-        threshold, a TransformedTargetRegressor or a CalibratedClassifierCV of one
-        classifier, the view is that of the inner model, before the threshold, the
-        inverse transformation or the calibration. An object with a method
-        ``_as_torch_model()`` provides its own view.
+        FrozenEstimator or a fitted search, in any order; or a bare torch module, with
+        `loss`. Of a classifier with a threshold, a TransformedTargetRegressor or a
+        CalibratedClassifierCV of one classifier, the view is that of the inner model,
+        before the threshold, the inverse transformation or the calibration. An object
+        with a method ``_as_torch_model()`` provides its own view.
     loss : str, torch criterion or Loss, default=None
         The loss to measure with; None is the one that the model was trained with.
         Logits are found by the net's own criterion in either case.
@@ -50,7 +51,7 @@ def as_torch_model(
     TypeError
         If the model or the loss is not supported, listing what is.
     ValueError
-        If the model's loss is not supported.
+        If the model's loss is not supported, or not given for a bare module.
     NotFittedError
         If the estimator is not fitted.
 
@@ -67,12 +68,43 @@ def as_torch_model(
     >>> np.allclose(view.outputs(batch.inputs).ravel(), model.decision_function(X))
     True
     """
-    view = skorch_view(estimator, live=True) if live else model_view(estimator)
-    if loss is not None:
-        view = view.with_loss(resolve_loss(loss, None))
+    if is_bare(estimator):
+        view = bare_view(estimator, loss)
+    else:
+        view = skorch_view(estimator, live=True) if live else model_view(estimator)
+        if loss is not None:
+            view = view.with_loss(resolve_loss(loss, None))
     # Asking for the loss now raises here rather than in the middle of a measurement.
     _ = view.loss
     return view
+
+
+def is_bare(estimator: Any) -> bool:
+    """Tell whether an estimator is a torch module that nothing wraps."""
+    return isinstance(estimator, nn.Module) and not hasattr(
+        estimator, "_as_torch_model"
+    )
+
+
+def lossless_view(estimator: Any) -> TorchModel:
+    """Return the view of a model for what asks for no loss.
+
+    Parameters
+    ----------
+    estimator : estimator
+        As of `as_torch_model`.
+
+    Returns
+    -------
+    view : TorchModel
+        Bare torch modules, which know no loss, need none here.
+
+    Raises
+    ------
+    TypeError, ValueError, NotFittedError
+        As `as_torch_model` does.
+    """
+    return bare_view(estimator) if is_bare(estimator) else as_torch_model(estimator)
 
 
 def model_view(estimator: Any) -> TorchModel:
@@ -100,15 +132,16 @@ def _unsupported(estimator: Any) -> str:
     models = ", ".join(sorted(kind.__name__ for kind, _ in ADAPTERS))
     advice = ""
     if isinstance(estimator, nn.Module):
+        # Only what wraps one asks for it here.
         advice = (
-            " Wrap a bare torch module in a net: "
-            "skorch.NeuralNetClassifier(module, "
-            "criterion=torch.nn.CrossEntropyLoss).initialize()."
+            " A bare torch module is measured by itself, with loss=, and is no part of "
+            f"scikit-learn's estimators. {SKORCH_ADVICE}."
         )
     return (
         f"Expected a supported model, got {type(estimator).__name__!r}. Supported are "
         f"skorch nets, {models} and their subclasses, also inside of Pipeline, "
         "FrozenEstimator, a fitted search, FixedThresholdClassifier, "
         "TunedThresholdClassifierCV, TransformedTargetRegressor, "
-        f"CalibratedClassifierCV(ensemble=False) or FeatureSplit.{advice}"
+        "CalibratedClassifierCV(ensemble=False) or FeatureSplit, and bare torch "
+        f"modules.{advice}"
     )

@@ -129,11 +129,11 @@ class SmoothedRiskSearchCV(GridSearchCV):
     >>> from sklearn.preprocessing import StandardScaler
     >>> from sklearn_relflat import SmoothedRiskSearchCV
     >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> X = StandardScaler().fit_transform(X)
+    >>> X, y = StandardScaler().fit_transform(X)[:200], y[:200]
     >>> grid = {"C": [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0]}
     >>> search = SmoothedRiskSearchCV(LogisticRegression(max_iter=10000), grid)
     >>> search.fit(X, y).best_params_, search.n_fits_
-    ({'C': 0.1}, 23)
+    ({'C': 1.0}, 23)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -217,9 +217,16 @@ class SmoothedRiskSearchCV(GridSearchCV):
 
         Raises
         ------
+        TypeError
+            If the estimator is a bare torch module, which cannot be fitted.
         ValueError
             If there is no candidate, or none has a finite risk.
         """
+        # Not at the top: the searches are imported without torch.
+        from sklearn_relflat._data.estimator_data import final_model
+        from sklearn_relflat._models.bare_modules import refuse_bare
+
+        refuse_bare(final_model(self.estimator), type(self).__name__)
         self._validate_params()
         X, y = indexable(X, y)
         self.scorer_ = check_scoring(self.estimator, allow_none=True)

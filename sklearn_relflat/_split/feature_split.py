@@ -38,6 +38,7 @@ from sklearn_relflat._data.estimator_data import (
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._flatness.result import RelativeFlatness
 from sklearn_relflat._layers.layers import find_layer
+from sklearn_relflat._models.bare_modules import refuse_bare
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.view import model_view
 from sklearn_relflat._split.split_model import (
@@ -226,6 +227,7 @@ class FeatureSplit(
 
     def _check_parameters(self) -> None:
         """Check what scikit-learn's validation of parameters cannot."""
+        refuse_bare(final_model(self.estimator), type(self).__name__)
         if isinstance(self.estimator, type) or not hasattr(self.estimator, "fit"):
             raise TypeError(
                 "Expected estimator to be an instance with a method fit, got "

@@ -1,12 +1,46 @@
 """The relative flatness in the history of a net, epoch by epoch."""
 
 import numbers
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, SupportsFloat
 
 import numpy as np
 from skorch.callbacks import Callback
 
 from sklearn_relflat._training.recorder import measured_on
+
+
+def check_every(every: Any) -> None:
+    """Raise where epochs cannot be counted off by a number."""
+    if not isinstance(every, numbers.Integral) or every < 1:
+        raise ValueError(
+            f"Expected every to be an integer of at least 1, got {every!r}."
+        )
+
+
+def record_measured(
+    net: Any, column: str, every: int, measure: Callable[[], SupportsFloat]
+) -> None:
+    """Write a measure into the history of the present epoch.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The net.
+    column : str
+        Name in the history; "<column>_best" says whether there was no smaller one yet.
+    every : int
+        It is measured in the first epoch and every so many epochs after it.
+    measure : callable
+        Returns the number.
+    """
+    past = [row[column] for row in net.history[:-1] if column in row]
+    due = (len(net.history) - 1) % every == 0 or not past
+    value = float(measure()) if due else past[-1]
+    net.history.record(column, value)
+    # The name that skorch's Checkpoint and PrintLog know.
+    net.history.record(f"{column}_best", value < min(past, default=np.inf))
 
 
 class RelativeFlatnessMonitor(Callback):
@@ -101,10 +135,7 @@ class RelativeFlatnessMonitor(Callback):
         ValueError
             If a parameter is not valid.
         """
-        if not isinstance(self.every, numbers.Integral) or self.every < 1:
-            raise ValueError(
-                f"Expected every to be an integer of at least 1, got {self.every!r}."
-            )
+        check_every(self.every)
         if self.on not in ("train", "valid", "both"):
             raise ValueError(
                 f'Expected on to be "train", "valid" or "both", got {self.on!r}.'
@@ -142,11 +173,9 @@ class RelativeFlatnessMonitor(Callback):
                     f"train_split={net.train_split!r}. Give it a train_split, or use "
                     'on="train".'
                 )
-            past = [row[column] for row in net.history[:-1] if column in row]
-            due = (len(net.history) - 1) % self.every == 0 or not past
-            value = past[-1] if past else np.inf
-            if due:
-                value = float(measured_on(net, dataset, self.layer, self.options))
-            net.history.record(column, value)
-            # The name that skorch's Checkpoint and PrintLog know.
-            net.history.record(f"{column}_best", value < min(past, default=np.inf))
+            record_measured(
+                net,
+                column,
+                self.every,
+                partial(measured_on, net, dataset, self.layer, self.options),
+            )

@@ -1438,7 +1438,7 @@ def test_not_fitted(model, name):
     ("model", "error", "message"),
     [
         (SVC(), TypeError, r"'SVC'.*skorch nets.*KernelRidge.*Pipeline.*FeatureSplit"),
-        (nn.Linear(2, 2), TypeError, r"'Linear'.*skorch\.NeuralNetClassifier"),
+        (nn.Linear(2, 2), ValueError, r"'Linear'.*skorch\.NeuralNetClassifier"),
         (LogisticRegression, TypeError, "the class 'LogisticRegression'"),
         (make_pipeline(StandardScaler(), "passthrough"), TypeError, "last step"),
         (make_pipeline(StandardScaler()), TypeError, "'StandardScaler'"),
@@ -1695,7 +1695,7 @@ def test_other_errors_of_a_module_are_its_own():
 
     class Wordy(nn.Module):
         def forward(self, z):
-            return {"logits": z}
+            return {"scores": z}
 
     net = make_net(Dense(end=Wordy()), criterion=nn.CrossEntropyLoss)
     with pytest.raises(TypeError, match=r"to return a tensor.*'dict'"):
