@@ -202,11 +202,12 @@ class PerturbedInput(Perturbed):
 def _first_layer(problem: Problem) -> Any:
     """Linear layer that alone takes the model's input, if that is plain to see."""
     view = problem.view
+    if not view.is_plain:
+        return None
     module: Any = view.module
     while type(module).forward is nn.Sequential.forward and len(module):
         module = module[0]
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if not view.is_plain or type(module) not in kinds:
+    if type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return None
     parts = [part for _, part in view.module.named_modules(remove_duplicate=False)]
     return module if sum(part is module for part in parts) == 1 else None
