@@ -76,6 +76,7 @@ class FlattestWithin(BaseEstimator):
     RelativeFlatnessScorer : Computes the flatness of each split.
     TrainingFlatnessScorer : Reads what was recorded in training.
     sklearn_relflat.callbacks.StopAtTrainingLoss : Trains nets to equal training loss.
+    SmoothedRiskSearchCV : Judges candidates of any training loss, by loss and flatness.
 
     Notes
     -----

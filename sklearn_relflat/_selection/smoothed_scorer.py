@@ -46,9 +46,9 @@ class SmoothedRiskScorer(_BaseScorer):
 
     Notes
     -----
-    At the density's own radius it is a good judge where labels are locally constant; where
-    classes overlap within that radius it prefers models that are too cautious. Then use
-    `SmoothedRiskSearchCV`, or the ``radius_`` that it found.
+    At the density's own radius it is a good judge where labels are locally constant;
+    where classes overlap within that radius it prefers models that are too cautious.
+    Then use `SmoothedRiskSearchCV`, or the ``radius_`` that it found.
 
     Where X is a data set with targets of its own, y is ignored, as by
     `RelativeFlatnessScorer`.
