@@ -103,10 +103,10 @@ class RelativeFlatnessRidgeCV(RidgeBase):
     best_score_ : float
         Negative mean squared leave-one-out error of `delta_`, averaged over samples
         (with their weights) and over targets.
-    cv_results_ : ndarray of shape (n_samples, n_deltas) or \
-            (n_samples, n_targets, n_deltas)
+    cv_results_ : ndarray of shape (n_samples, n_deltas)
         Squared leave-one-out error of each sample for each radius, without its weight;
-        with ``store_cv_results=True`` only.
+        with ``store_cv_results=True`` only. Several targets make the shape
+        (n_samples, n_targets, n_deltas).
     n_features_in_ : int
         Number of features seen during fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)

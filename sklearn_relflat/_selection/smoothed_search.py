@@ -96,8 +96,6 @@ class SmoothedRiskSearchCV(GridSearchCV):
         Candidates whose order against the best is not resolved.
     n_fits_ : int
         Number of fits.
-    n_features_in_ : int
-        Number of features, if the best estimator has it.
 
     Raises
     ------
@@ -117,7 +115,8 @@ class SmoothedRiskSearchCV(GridSearchCV):
 
     Notes
     -----
-    `score` is that of the best estimator (accuracy or R^2). As all candidates share
+    `score` is that of the best estimator (accuracy or R^2), and so are ``classes_`` and
+    ``n_features_in_``. As all candidates share
     their perturbations, differences between them are known better than their values;
     ``is_unresolved`` is set where a difference from the best is below twice its
     standard error, or changes its sign within `radius_interval_`.
