@@ -14,11 +14,13 @@ __all__ = [
     # Model selection
     "FlattestWithin",
     "MeasureScorer",
+    "ModelComparison",
     "RelativeFlatnessScorer",
     "SmoothedRiskScorer",
     "SmoothedRiskSearchCV",
     "TrainingFlatnessScorer",
     "WholeSample",
+    "compare_models",
     # Feature robustness
     "FeatureRobustness",
     "feature_robustness",
@@ -71,6 +73,7 @@ from ._representativeness.representativeness import KDERepresentativeness
 from ._robustness.feature_robustness import FeatureRobustness, feature_robustness
 from ._robustness.smoothed_result import SmoothedRisk
 from ._robustness.smoothed_risk import smoothed_risk
+from ._selection.compare_models import ModelComparison, compare_models
 from ._selection.flattest_within import FlattestWithin
 from ._selection.scorers import (
     MeasureScorer,
