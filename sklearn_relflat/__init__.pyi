@@ -12,6 +12,7 @@ __all__ = [
     "density_radius",
     "smoothed_risk",
     # Model selection
+    "FlatnessDiagnosis",
     "FlattestWithin",
     "MeasureScorer",
     "ModelComparison",
@@ -21,6 +22,7 @@ __all__ = [
     "TrainingFlatnessScorer",
     "WholeSample",
     "compare_models",
+    "flatness_diagnosis",
     # Feature robustness
     "FeatureRobustness",
     "feature_robustness",
@@ -74,6 +76,7 @@ from ._robustness.feature_robustness import FeatureRobustness, feature_robustnes
 from ._robustness.smoothed_result import SmoothedRisk
 from ._robustness.smoothed_risk import smoothed_risk
 from ._selection.compare_models import ModelComparison, compare_models
+from ._selection.diagnosis import FlatnessDiagnosis, flatness_diagnosis
 from ._selection.flattest_within import FlattestWithin
 from ._selection.scorers import (
     MeasureScorer,

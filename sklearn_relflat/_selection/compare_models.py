@@ -250,7 +250,7 @@ def compare_models(
                 random_state=seed,
                 **options,
             )
-    _check_one_loss(results, y)
+    check_one_loss(results, y)
     best = min(results, key=lambda name: results[name].value)
     notes: list[str] = []
     rows = []
@@ -290,7 +290,7 @@ def compare_models(
     )
 
 
-def _check_one_loss(results: dict[str, SmoothedRisk], y: Any) -> None:
+def check_one_loss(results: dict[str, SmoothedRisk], y: Any) -> None:
     """Raise where losses cannot be compared."""
     names = {name: result.metric for name, result in results.items()}
     found = sorted(set(names.values()))
