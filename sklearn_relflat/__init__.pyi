@@ -12,13 +12,17 @@ __all__ = [
     "density_radius",
     "smoothed_risk",
     # Model selection
+    "FlatnessDiagnosis",
     "FlattestWithin",
     "MeasureScorer",
+    "ModelComparison",
     "RelativeFlatnessScorer",
     "SmoothedRiskScorer",
     "SmoothedRiskSearchCV",
     "TrainingFlatnessScorer",
     "WholeSample",
+    "compare_models",
+    "flatness_diagnosis",
     # Feature robustness
     "FeatureRobustness",
     "feature_robustness",
@@ -71,6 +75,8 @@ from ._representativeness.representativeness import KDERepresentativeness
 from ._robustness.feature_robustness import FeatureRobustness, feature_robustness
 from ._robustness.smoothed_result import SmoothedRisk
 from ._robustness.smoothed_risk import smoothed_risk
+from ._selection.compare_models import ModelComparison, compare_models
+from ._selection.diagnosis import FlatnessDiagnosis, flatness_diagnosis
 from ._selection.flattest_within import FlattestWithin
 from ._selection.scorers import (
     MeasureScorer,

@@ -1,0 +1,124 @@
+"""Fitted models with the names that a report calls them by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+def named_models(models: Any) -> dict[str, Any]:
+    """Give every fitted model a name.
+
+    Parameters
+    ----------
+    models : dict of str to estimator, or sequence of estimator
+        The models. Those of a sequence are called after their class, and after the
+        parameters that tell them from others of the class.
+
+    Returns
+    -------
+    named : dict of str to estimator
+        One at least.
+
+    Raises
+    ------
+    TypeError
+        If they are neither, such as a search, which has not kept its candidates.
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    >>> models = [LogisticRegression(C=c) for c in (0.1, 1.0)]
+    >>> list(named_models([*models, RidgeClassifier()]))
+    ['LogisticRegression(C=0.1)', 'LogisticRegression(C=1.0)', 'RidgeClassifier']
+    """
+    if _is_search(models):
+        raise TypeError(_search_refusal(models))
+    if isinstance(models, Mapping):
+        named = {str(name): model for name, model in models.items()}
+        if len(named) < len(models):
+            raise ValueError(
+                f"Expected names that differ as text, got {list(models)!r}. Rename "
+                "one of them."
+            )
+    elif isinstance(models, Sequence) and not isinstance(models, str):
+        named = dict(zip(_names(list(models)), models, strict=True))
+    else:
+        raise TypeError(
+            "Expected a dict or a list of fitted models, got "
+            f"{type(models).__name__!r}. Pass {{'a name': model}}."
+        )
+    if not named:
+        raise ValueError(
+            f"Expected at least one fitted model, got {models!r}. Pass "
+            "{'a name': model}."
+        )
+    return named
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Say of which model an error is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"While measuring the model {name!r}.")
+        raise
+
+
+def _is_search(models: Any) -> bool:
+    """Whether something is a search over candidates."""
+    if not hasattr(models, "get_params") or isinstance(models, Mapping):
+        return False
+    parameters = set(models.get_params(deep=False))
+    return {"estimator", "refit", "cv", "error_score"} <= parameters
+
+
+def _search_refusal(search: Any) -> str:
+    """Say what to do with a search."""
+    name = type(search).__name__
+    return (
+        f"Expected fitted models, got the search {name}, which has not kept its "
+        "candidates: at most its best_estimator_ is fitted. Fit those that matter, "
+        "models = {str(p): clone(search.estimator).set_params(**p).fit(X, y) for p in "
+        "search.cv_results_['params']}, and pass models."
+    )
+
+
+def _names(models: list[Any]) -> list[str]:
+    """Names of models that came without."""
+    kinds = [type(model).__name__ for model in models]
+    names = [
+        f"{kind}({own})" if (own := _own_parameters(i, models)) else kind
+        for i, kind in enumerate(kinds)
+    ]
+    counts = Counter(names)
+    return [
+        f"{name} #{i}" if counts[name] > 1 else name for i, name in enumerate(names)
+    ]
+
+
+def _own_parameters(index: int, models: list[Any]) -> str:
+    """Return the parameters in which a model differs from others of its class."""
+    alike = [
+        {
+            key: value
+            for key, value in model.get_params().items()
+            if isinstance(value, int | float | str | bool | tuple | None)
+        }
+        for model in models
+        if type(model) is type(models[index]) and hasattr(model, "get_params")
+    ]
+    if len(alike) < 2:
+        return ""
+    own = models[index].get_params()
+    different = [
+        key
+        for key in own
+        if len({repr(parameters.get(key)) for parameters in alike}) > 1
+    ]
+    return ", ".join(f"{key}={own[key]!r}" for key in different)
