@@ -57,8 +57,19 @@ def _transformed(pipeline: Pipeline, X: Any) -> Any:
     return X
 
 
-def _is_search(estimator: Any) -> bool:
-    """Tell whether an estimator is a search over candidates, fitted or not."""
+def is_search(estimator: Any) -> bool:
+    """Tell whether an estimator is a search over candidates, fitted or not.
+
+    Parameters
+    ----------
+    estimator : Any
+        An estimator, or anything else.
+
+    Returns
+    -------
+    answer : bool
+        True for the searches of scikit-learn and what has their parameters.
+    """
     # The searches have no public base class: they are known by their parameters.
     if hasattr(estimator, "best_estimator_"):
         return True
@@ -152,5 +163,5 @@ WRAPPERS: list[tuple[Callable[[Any], bool], Callable[[Any, ModelView], TorchMode
     (_is(FixedThresholdClassifier, TunedThresholdClassifierCV), _threshold_view),
     (_is(TransformedTargetRegressor), _transformed_target_view),
     (_is(CalibratedClassifierCV), _calibrated_view),
-    (_is_search, _search_view),
+    (is_search, _search_view),
 ]

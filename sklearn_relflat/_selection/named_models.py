@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sklearn_relflat._models.wrappers import is_search
+
 
 def named_models(models: Any) -> dict[str, Any]:
     """Give every fitted model a name.
@@ -36,7 +38,7 @@ def named_models(models: Any) -> dict[str, Any]:
     >>> list(named_models([*models, RidgeClassifier()]))
     ['LogisticRegression(C=0.1)', 'LogisticRegression(C=1.0)', 'RidgeClassifier']
     """
-    if _is_search(models):
+    if is_search(models):
         raise TypeError(_search_refusal(models))
     if isinstance(models, Mapping):
         named = {str(name): model for name, model in models.items()}
@@ -68,14 +70,6 @@ def about(name: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"While measuring the model {name!r}.")
         raise
-
-
-def _is_search(models: Any) -> bool:
-    """Whether something is a search over candidates."""
-    if not hasattr(models, "get_params") or isinstance(models, Mapping):
-        return False
-    parameters = set(models.get_params(deep=False))
-    return {"estimator", "refit", "cv", "error_score"} <= parameters
 
 
 def _search_refusal(search: Any) -> str:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from sklearn.base import BaseEstimator
 from sklearn.utils import metadata_routing
@@ -63,7 +63,7 @@ class _BaseScorer(BaseEstimator, ABC):
         return "sample_weight" in inspect.signature(self.score).parameters
 
 
-def as_score(value: Any, name: str) -> float:
+def _as_score(value: Any, name: str) -> float:
     """Return a number that is not NaN."""
     try:
         score = float(value)
@@ -80,7 +80,7 @@ def as_score(value: Any, name: str) -> float:
     return score
 
 
-def aligned_targets(X: Any, y: Any) -> Any:
+def _aligned_targets(X: Any, y: Any) -> Any:
     """Return the targets to measure with; None where X is a data set with its own."""
     # skorch's EpochScoring hands over a data set, in its own order, together with the
     # targets that it has cached in the shuffled order of the epoch.
@@ -92,7 +92,73 @@ def aligned_targets(X: Any, y: Any) -> Any:
     return None if has_targets(X) else y
 
 
-class RelativeFlatnessScorer(_BaseScorer):
+class OptionsScorer(_BaseScorer):
+    """Scorer that returns minus one measure; its parameters are the measure's options.
+
+    Attributes
+    ----------
+    measure_name : str
+        Name of the measure.
+    """
+
+    measure_name: ClassVar[str]
+
+    _parameter_constraints = {  # noqa: RUF012 - scikit-learn reads it from the class
+        # The others are checked by the measure itself, whose messages say more.
+        "name": [str, None],
+    }
+
+    @abstractmethod
+    def _measure(self) -> Callable[..., Any]:
+        """Return the measure, which needs torch, when it is called."""
+
+    def _default_name(self) -> str:
+        return f"neg_{self.measure_name}"
+
+    def score(
+        self, estimator: Any, X: Any = None, y: Any = None, *, sample_weight: Any = None
+    ) -> float:
+        """Return minus the measure of a fitted model.
+
+        Parameters
+        ----------
+        estimator : estimator
+            A fitted model.
+        X : array-like of shape (n_samples, n_features), or what else the model takes
+            Samples.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Targets; None where X is a data set that carries them.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        score : float
+            Larger is better. NaN, with a warning, where y has a class that the model
+            was not fitted on, as the test split of a fold may have.
+        """
+        from sklearn_relflat._losses.base import UnseenLabelsError
+
+        self._validate_params()
+        options = self.get_params(deep=False)
+        del options["name"]
+        try:
+            result = self._measure()(
+                estimator,
+                X,
+                _aligned_targets(X, y),
+                sample_weight=sample_weight,
+                **options,
+            )
+        except UnseenLabelsError as error:
+            # A rare class may be in the test split of a fold alone, whose score
+            # nobody reads: that must not end a search.
+            warnings.warn(f"The score is NaN: {error}", stacklevel=2)
+            return math.nan
+        return -_as_score(result, self.measure_name)
+
+
+class RelativeFlatnessScorer(OptionsScorer):
     r"""Scorer that returns minus the relative flatness: larger is flatter.
 
     For everything in scikit-learn and skorch that takes ``scoring``. Relative flatness
@@ -150,10 +216,7 @@ class RelativeFlatnessScorer(_BaseScorer):
     'neg_relative_flatness'
     """
 
-    _parameter_constraints = {  # noqa: RUF012 - scikit-learn reads it from the class
-        # The others are checked by the measure itself, whose messages say more.
-        "name": [str, None],
-    }
+    measure_name = "relative_flatness"
 
     def __init__(
         self,
@@ -180,51 +243,10 @@ class RelativeFlatnessScorer(_BaseScorer):
         self.random_state = random_state
         self.name = name
 
-    def _default_name(self) -> str:
-        return "neg_relative_flatness"
-
-    def score(
-        self, estimator: Any, X: Any = None, y: Any = None, *, sample_weight: Any = None
-    ) -> float:
-        """Return minus the relative flatness of a fitted model.
-
-        Parameters
-        ----------
-        estimator : estimator
-            A fitted model.
-        X : array-like of shape (n_samples, n_features), or what else the model takes
-            Samples.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
-            Targets; None where X is a data set that carries them.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples.
-
-        Returns
-        -------
-        score : float
-            Larger is flatter. NaN, with a warning, where y has a class that the model
-            was not fitted on, as the test split of a fold may have.
-        """
+    def _measure(self) -> Callable[..., Any]:
         from sklearn_relflat._flatness.relative_flatness import relative_flatness
-        from sklearn_relflat._losses.base import UnseenLabelsError
 
-        self._validate_params()
-        options = self.get_params(deep=False)
-        del options["name"]
-        try:
-            result = relative_flatness(
-                estimator,
-                X,
-                aligned_targets(X, y),
-                sample_weight=sample_weight,
-                **options,
-            )
-        except UnseenLabelsError as error:
-            # A rare class may be in the test split of a fold alone, whose flatness
-            # nobody reads: that must not end a search.
-            warnings.warn(f"The score is NaN: {error}", stacklevel=2)
-            return math.nan
-        return -as_score(result, "relative_flatness")
+        return relative_flatness
 
 
 class MeasureScorer(_BaseScorer):
@@ -325,8 +347,8 @@ class MeasureScorer(_BaseScorer):
         options = dict(self.measure_kwargs or {})
         if sample_weight is not None:
             options["sample_weight"] = sample_weight
-        value = self._function()(estimator, X, aligned_targets(X, y), **options)
-        score = as_score(value, self._measure_name())
+        value = self._function()(estimator, X, _aligned_targets(X, y), **options)
+        score = _as_score(value, self._measure_name())
         return score if self.greater_is_better else -score
 
     def _accept_sample_weight(self) -> bool:
@@ -399,7 +421,7 @@ class TrainingFlatnessScorer(_BaseScorer):
             Larger is flatter.
         """
         self._validate_params()
-        return -as_score(_training_flatness(estimator), "training_flatness_")
+        return -_as_score(_training_flatness(estimator), "training_flatness_")
 
     def __call__(
         self, estimator: Any, X: Any = None, y: Any = None, **params: Any

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import warnings
+from collections.abc import Callable
 from typing import Any
 
-from sklearn_relflat._selection.scorers import _BaseScorer, aligned_targets, as_score
+from sklearn_relflat._selection.scorers import OptionsScorer
 
 
-class SmoothedRiskScorer(_BaseScorer):
+class SmoothedRiskScorer(OptionsScorer):
     r"""Scorer that returns minus the smoothed risk: larger is better.
 
     The loss of a model at perturbed features, on the samples that it was trained on,
@@ -65,10 +64,7 @@ class SmoothedRiskScorer(_BaseScorer):
     True
     """
 
-    _parameter_constraints = {  # noqa: RUF012 - scikit-learn reads it from the class
-        # The others are checked by the measure itself, whose messages say more.
-        "name": [str, None],
-    }
+    measure_name = "smoothed_risk"
 
     def __init__(
         self,
@@ -91,46 +87,7 @@ class SmoothedRiskScorer(_BaseScorer):
         self.random_state = random_state
         self.name = name
 
-    def _default_name(self) -> str:
-        return "neg_smoothed_risk"
-
-    def score(
-        self, estimator: Any, X: Any = None, y: Any = None, *, sample_weight: Any = None
-    ) -> float:
-        """Return minus the smoothed risk of a fitted model.
-
-        Parameters
-        ----------
-        estimator : estimator
-            A fitted model.
-        X : array-like of shape (n_samples, n_features), or what else the model takes
-            Samples.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
-            Targets; None where X is a data set that carries them.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples.
-
-        Returns
-        -------
-        score : float
-            Larger is better. NaN, with a warning, where y has a class that the model
-            was not fitted on, as the test split of a fold may have.
-        """
-        from sklearn_relflat._losses.base import UnseenLabelsError
+    def _measure(self) -> Callable[..., Any]:
         from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 
-        self._validate_params()
-        options = self.get_params(deep=False)
-        del options["name"]
-        try:
-            result = smoothed_risk(
-                estimator,
-                X,
-                aligned_targets(X, y),
-                sample_weight=sample_weight,
-                **options,
-            )
-        except UnseenLabelsError as error:
-            warnings.warn(f"The score is NaN: {error}", stacklevel=2)
-            return math.nan
-        return -as_score(result, "smoothed_risk")
+        return smoothed_risk
