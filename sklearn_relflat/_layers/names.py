@@ -51,3 +51,31 @@ def layer_names(layers: Any, name: str = "layers") -> list[str | None] | None:
             f"{type(layers).__name__}."
         )
     return names
+
+
+def one_layer(layer: Any, caller: str) -> list[str] | None:
+    """One name in a list, so that "all" is nothing but a name, or None.
+
+    Parameters
+    ----------
+    layer : str or None
+        What the user named.
+    caller : str
+        Function that measures one layer.
+
+    Returns
+    -------
+    names : list of str or None
+        For `layer_names`.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    if layer is not None and not isinstance(layer, str):
+        raise TypeError(
+            f"Expected layer to be the name of one layer or None, got {layer!r}. Call "
+            f"{caller} once for each layer."
+        )
+    return None if layer is None else [layer]

@@ -10,6 +10,7 @@ import numpy as np
 
 from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
+from sklearn_relflat._layers.names import one_layer
 from sklearn_relflat._robustness.perturbations import resolve_matrices
 from sklearn_relflat._robustness.perturbed_labels import PerturbedLabels
 from sklearn_relflat._robustness.sums import robustness_sums
@@ -318,7 +319,7 @@ def feature_robustness(
         estimator,
         X,
         y,
-        layer=_one_layer(layer),
+        layer=one_layer(layer, "feature_robustness"),
         loss=loss,
         sample_weight=sample_weight,
     ) as problem:
@@ -378,16 +379,6 @@ def _check_deltas(deltas: Any) -> np.ndarray:
             f"{deltas!r}. At delta = 0 the rise is zero and need not be evaluated."
         )
     return sizes
-
-
-def _one_layer(layer: Any) -> list[str] | None:
-    """One name in a list, so that "all" is nothing but a name, or None."""
-    if layer is not None and not isinstance(layer, str):
-        raise TypeError(
-            f"Expected layer to be the name of one layer or None, got {layer!r}. Call "
-            "feature_robustness once for each layer."
-        )
-    return None if layer is None else [layer]
 
 
 def _function(labels: Any, y: Any, problem: Problem) -> PerturbedLabels:

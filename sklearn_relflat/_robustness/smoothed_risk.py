@@ -6,12 +6,10 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-from sklearn_relflat._curvature.problem import open_problem
 from sklearn_relflat._density.density_radius import DensityRadius, density_radius
 from sklearn_relflat._density.feature_metric import SHAPES, FeatureMetric
-from sklearn_relflat._measures.badness import has_accuracy
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
-from sklearn_relflat._robustness.smoother import Smoother
+from sklearn_relflat._robustness.smoother import open_smoother
 from sklearn_relflat._robustness.smoothing import INPUT
 
 
@@ -153,23 +151,16 @@ def smoothed_risk(
     100.0 0.0 0.7
     """
     size = _checked_options(radius, shape, n_draws, rtol, metric)
-    whole = layer == INPUT
-    with open_problem(
+    with open_smoother(
         estimator,
         X,
         y,
-        layer="all" if whole else _one_layer(layer),
+        layer=layer,
         loss=loss,
         sample_weight=sample_weight,
         random_state=random_state,
-        trusted=not whole,
-    ) as problem:
-        if metric is not None and not has_accuracy(problem):
-            raise ValueError(
-                f"Expected a classifier for metric={metric!r}, got "
-                f"{problem.view.estimator_name}. Use metric=None."
-            )
-        smoother = Smoother(problem, INPUT if whole else problem.label, metric)
+        metric=metric,
+    ) as smoother:
         features = None
         if isinstance(size, str) or shape != "isotropic":
             features, labels, weights = smoother.sample()
@@ -222,13 +213,3 @@ def _checked_options(
             f"{radius!r}."
         )
     return float(radius)
-
-
-def _one_layer(layer: Any) -> list[str] | None:
-    """One name in a list, so that "all" is nothing but a name, or None."""
-    if layer is not None and not isinstance(layer, str):
-        raise TypeError(
-            "Expected layer to be 'input', the name of one layer, or None, got "
-            f"{layer!r}. Call smoothed_risk once for each layer."
-        )
-    return None if layer is None else [layer]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +17,13 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from sklearn_relflat._curvature.linearization import columns_of
-from sklearn_relflat._curvature.problem import Problem
+from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._data.batches import Batch
 from sklearn_relflat._density.density_radius import DensityRadius
 from sklearn_relflat._density.feature_metric import FeatureMetric
 from sklearn_relflat._layers.capture import capture
+from sklearn_relflat._layers.names import one_layer
+from sklearn_relflat._measures.badness import has_accuracy
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_sums import BatchSums, SmoothedSums
 from sklearn_relflat._robustness.smoothing import (
@@ -36,6 +41,70 @@ _RADIUS_SAMPLES = 5000
 # Draws at which rtol gives up.
 _MAX_DRAWS = 4096
 _NORMAL_QUANTILE = float(norm.ppf(0.975))
+
+
+@contextmanager
+def open_smoother(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    layer: str | None,
+    loss: Any,
+    sample_weight: Any,
+    random_state: Any = None,
+    metric: str | None = None,
+) -> Iterator[Smoother]:
+    """Open a model with its data, to perturb one of its layers.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted model.
+    X, y : array-like
+        The sample.
+    layer : str or None
+        A name, None for the output layer, or "input".
+    loss : str, torch criterion, callable or None
+        The loss.
+    sample_weight : array-like of shape (n_samples,) or None
+        Weights of the samples.
+    random_state : int, RandomState instance or None
+        Seed.
+    metric : str or None
+        "error_rate", or None for the loss.
+
+    Yields
+    ------
+    smoother : Smoother
+        The model is restored when the context ends.
+
+    Raises
+    ------
+    TypeError
+        If the layer is no name.
+    ValueError
+        If the model is no classifier, for an error rate, or as `open_problem` does.
+    """
+    whole = layer == INPUT
+    with open_problem(
+        estimator,
+        X,
+        y,
+        layer="all" if whole else one_layer(layer, "smoothed_risk"),
+        loss=loss,
+        sample_weight=sample_weight,
+        random_state=random_state,
+        # What enters the model need not enter a layer of a known kind.
+        trusted=not whole,
+    ) as problem:
+        smoother = Smoother(problem, INPUT if whole else problem.label, metric)
+        if metric is not None and not smoother.is_classifier:
+            raise ValueError(
+                f"Expected a classifier for metric={metric!r}, got "
+                f"{problem.view.estimator_name}. Use metric=None."
+            )
+        yield smoother
 
 
 class Smoother:
@@ -58,23 +127,19 @@ class Smoother:
         self._risk = Risk(problem, is_error=metric is not None)
         self._make = self._route()
 
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model predicts classes."""
+        return has_accuracy(self._problem)
+
     def _route(self) -> Callable[[Batch], Perturbed]:
         """Choose what perturbs a batch."""
         problem = self._problem
         if self._layer != INPUT:
-            return lambda batch: PerturbedLayer(problem, batch)
-        # Of a linear model, what enters the output layer is what enters the model.
-        look = problem.plan.look
-        name = look.output_layer
-        if name in problem.refusals or name not in look.features:
-            return lambda batch: PerturbedInput(problem, batch)
-        x = problem.source.first(1 + max(look.rows)).inputs
-        seen = look.features[name]
-        rows = list(look.rows)
-        if not (isinstance(x, Tensor) and len(seen) == 1 and x.dim() == 2):
-            return lambda batch: PerturbedInput(problem, batch)
-        if len(look.rows) > len(x) or not torch.equal(seen[0], x[rows]):
-            return lambda batch: PerturbedInput(problem, batch)
+            return partial(PerturbedLayer, problem)
+        name = self._layer_of_the_input()
+        if name is None:
+            return partial(PerturbedInput, problem)
         narrowed = problem.narrowed(name)
 
         def linear(batch: Batch) -> Perturbed:
@@ -86,6 +151,19 @@ class Smoother:
             return PerturbedInput(problem, batch)
 
         return linear
+
+    def _layer_of_the_input(self) -> str | None:
+        """Name of the output layer if the input enters it, as in a linear model."""
+        look = self._problem.plan.look
+        name = look.output_layer
+        if name in self._problem.refusals or name not in look.features:
+            return None
+        x = self._problem.source.first(1 + max(look.rows)).inputs
+        if not (isinstance(x, Tensor) and x.dim() == 2 and max(look.rows) < len(x)):
+            return None
+        seen = look.features[name]
+        is_input = len(seen) == 1 and torch.equal(seen[0], x[list(look.rows)])
+        return name if is_input else None
 
     def _batches(self) -> Iterable[Batch]:
         """Batches of a size that fits the layer."""
@@ -226,10 +304,11 @@ class Smoother:
         if curvature is not None:
             sums.expect(delta**2 * curvature.expected, len(streams))
         for step in pairs_of(perturbed, space, streams):
-            outputs = perturbed.at(step, delta)
+            both = perturbed.pair(step, delta)
+            outputs = next(both)
             plus = risk.terms(batch, outputs)[0]
             control = None if curvature is None else curvature.drawn(outputs)
-            minus = risk.terms(batch, perturbed.at(step, -delta))[0]
+            minus = risk.terms(batch, next(both))[0]
             # Relative to the loss itself, so that the variance keeps its digits.
             change = 0.5 * (plus + minus) - base
             if not bool(torch.isfinite(change).all()):

@@ -94,20 +94,21 @@ class Perturbed(ABC):
         self.batch = batch
 
     @abstractmethod
-    def at(self, step: Tensor, factor: float) -> Tensor:
-        """Raw outputs at perturbed features.
+    def pair(self, step: Tensor, radius: float) -> Iterator[Tensor]:
+        """Perturb the features in both directions.
 
         Parameters
         ----------
         step : Tensor of shape (n, m, P)
-            Perturbations.
-        factor : float
-            What they are multiplied by.
+            Perturbations of relative size one.
+        radius : float
+            Their size.
 
-        Returns
-        -------
+        Yields
+        ------
         outputs : Tensor
-            Raw outputs.
+            Raw outputs for the perturbations, then for their negatives; the first may
+            share memory with the second.
         """
 
     def gram(self, metric: FeatureMetric) -> Tensor | None:
@@ -135,9 +136,9 @@ class PerturbedInput(Perturbed):
         self._buffer = torch.empty_like(
             self._entering, memory_format=torch.contiguous_format
         )
-        self._step: tuple[Tensor | None, Tensor] = (None, x)
         view = problem.view
-        self.outputs = self._run(x if view.is_plain else own_copy(x), self._entering)
+        entering = self._entering
+        self.outputs = self._run(entering if view.is_plain else own_copy(entering))
         view.check_outputs(self.outputs, batch)
         problem.plan.look.check_batch(batch, self.outputs, {})
 
@@ -172,31 +173,29 @@ class PerturbedInput(Perturbed):
             "are to be perturbed, see list_layers."
         )
 
-    def _run(self, x: Tensor, entering: Tensor) -> Tensor:
-        """Raw outputs; with a first layer, of what it returns."""
+    def _run(self, entering: Tensor) -> Tensor:
+        """Raw outputs for an input, or for what the first layer makes of one."""
         view, first = self._problem.view, self._first
         if first is None:
             with torch.no_grad():
-                return view.outputs(entering if x is self._x else x)
+                return view.outputs(entering)
         attributes = vars(first)
         attributes["forward"] = lambda _: entering
         try:
             with torch.no_grad():
-                return view.outputs(x)
+                return view.outputs(self._x)
         finally:
             del attributes["forward"]
 
-    def at(self, step: Tensor, factor: float) -> Tensor:
-        """See `Perturbed.at`."""
+    def pair(self, step: Tensor, radius: float) -> Iterator[Tensor]:
+        """See `Perturbed.pair`."""
         moved = step.reshape(self._x.shape)
         if self._first is not None:
-            # The other one of a pair is asked for next.
-            if self._step[0] is not step:
-                with torch.no_grad():
-                    self._step = (step, _without_bias(self._first, moved))
-            moved = self._step[1]
-        torch.add(self._entering, moved, alpha=factor, out=self._buffer)
-        return self._run(self._x, self._buffer)
+            with torch.no_grad():
+                moved = _without_bias(self._first, moved)
+        for size in (radius, -radius):
+            torch.add(self._entering, moved, alpha=size, out=self._buffer)
+            yield self._run(self._buffer)
 
 
 def _first_layer(problem: Problem) -> Any:
@@ -254,37 +253,32 @@ class PerturbedLayer(Perturbed):
         """Forget what was remembered of the passes if it changes the outputs."""
         if self.is_linear:
             return
-        again = self._run(torch.zeros_like(self.features[:, :1]), is_shift=False)
+        again = self._run(None)
         if not agree(again, self.outputs):
             self._memory.forget()
 
-    def at(self, step: Tensor, factor: float) -> Tensor:
-        """See `Perturbed.at`."""
-        shift = factor * (self._layer.weight.detach() @ step)
-        if self.is_linear:
-            return self.outputs + shift.reshape(self.outputs.shape)
-        return self._run(shift, is_shift=True)
+    def pair(self, step: Tensor, radius: float) -> Iterator[Tensor]:
+        """See `Perturbed.pair`."""
+        shift = radius * (self._layer.weight.detach() @ step)
+        for moved in (shift, -shift):
+            if self.is_linear:
+                yield self.outputs + moved.reshape(self.outputs.shape)
+            else:
+                yield self._run(moved)
 
-    def _run(self, shift: Tensor, *, is_shift: bool) -> Tensor:
+    def _run(self, shift: Tensor | None) -> Tensor:
         """Raw outputs with something added to the preactivations, (n, d, P)."""
-        view, layers, name = self._problem.view, self._problem.layers, self._layer.name
-        calls = iter(self._calls)
-        start = 0
-
-        def shifted(z: Tensor) -> Tensor:
-            """Shift of the call at hand, in its own shape."""
-            nonlocal start
-            call = next(calls)
-            stop = start + call.n_positions
-            part, start = shift[:, :, start:stop], stop
-            return call.unrows(part)
+        view, layers = self._problem.view, self._problem.layers
 
         with (
             self._memory.in_force(),
             capture(view, layers, differentiable=False) as seen,
         ):
-            if is_shift:
-                seen.shifts[name] = shifted
+            if shift is not None:
+                parts = shift.split([call.n_positions for call in self._calls], dim=2)
+                shapes = (c.unrows(p) for c, p in zip(self._calls, parts, strict=True))
+                # Each call of the layer takes its own, in the order of the calls.
+                seen.shifts[self._layer.name] = lambda _: next(shapes)
             return seen.run(view, own_copy(self._inputs))
 
     def gram(self, metric: FeatureMetric) -> Tensor | None:

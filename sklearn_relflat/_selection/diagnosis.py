@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_relflat._curvature.problem import open_problem
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._layers.layers import list_layers
-from sklearn_relflat._measures.badness import has_accuracy
 from sklearn_relflat._measures.norms import weight_norm
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
-from sklearn_relflat._robustness.smoother import Smoother
+from sklearn_relflat._robustness.smoother import open_smoother
 from sklearn_relflat._robustness.smoothing import INPUT
 from sklearn_relflat._selection.compare_models import check_one_loss
 from sklearn_relflat._selection.conditions import (
@@ -324,20 +322,11 @@ def _labels(
     risk: SmoothedRisk,
 ) -> Condition:
     """Look at the labels around each sample, in the features of the smoothed risk."""
-    whole = risk.layer == INPUT
-    with open_problem(
-        model,
-        X,
-        y,
-        layer="all" if whole else [risk.layer],
-        loss=loss,
-        sample_weight=sample_weight,
-        trusted=not whole,
-    ) as problem:
-        is_classification = has_accuracy(problem)
-        features, labels, weights = Smoother(
-            problem, INPUT if whole else problem.label, None
-        ).sample()
+    with open_smoother(
+        model, X, y, layer=risk.layer, loss=loss, sample_weight=sample_weight
+    ) as smoother:
+        is_classification = smoother.is_classifier
+        features, labels, weights = smoother.sample()
     if not is_classification or not labels_are_classes(labels):
         return no_labels(name, is_classification=is_classification)
     assert labels is not None
@@ -345,7 +334,7 @@ def _labels(
         features, labels, risk.radius, shape=risk.shape, sample_weight=weights
     )
     # What a model with one layer takes is what was given.
-    is_learned = not whole and len(list_layers(model)) > 1
+    is_learned = risk.layer != INPUT and len(list_layers(model)) > 1
     return labels_constant(name, found, is_learned=is_learned)
 
 
