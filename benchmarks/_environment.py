@@ -1,6 +1,7 @@
 """What every benchmark records beside its numbers."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -32,6 +33,22 @@ def medians(functions: dict, repeats: int) -> dict:
             function()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def ratio_table(rows: list[dict], head: str) -> str:
+    """Markdown table of ratios with their limits; an infinite one is only reported."""
+    lines = [head, "", "| what | against | threads | ratio | must reach | met |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in rows:
+        sign = ">=" if "faster" in row["what"] else "<="
+        limit, met = f"{sign} {row['limit']:g}", "yes" if row["met"] else "NO"
+        if math.isinf(row["limit"]):
+            limit, met = "reported", ""
+        lines.append(
+            f"| {row['what']} | {row['against']} | {row.get('threads', '')} | "
+            f"{row['ratio']:.3g} | {limit} | {met} |"
+        )
+    return "\n".join(lines)
 
 
 def write_results(name: str, payload: dict, table: str) -> None:

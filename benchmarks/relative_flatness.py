@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from _data import add_data_option, load_images
-from _environment import environment, medians, write_results
+from _environment import environment, medians, ratio_table, write_results
 from skorch import NeuralNetClassifier
 from torch import nn
 
@@ -243,20 +243,6 @@ def memory_row() -> dict:
     }
 
 
-def to_table(rows: list[dict], head: str) -> str:
-    """Markdown table of the rows."""
-    lines = [head, "", "| what | against | threads | ratio | must reach | met |"]
-    lines.append("|---|---|---|---|---|---|")
-    for row in rows:
-        sign = ">=" if "faster" in row["what"] else "<="
-        lines.append(
-            f"| {row['what']} | {row['against']} | {row['threads']} | "
-            f"{row['ratio']:.3g} | {sign} {row['limit']:g} | "
-            f"{'yes' if row['met'] else 'NO'} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run all rows and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -295,7 +281,7 @@ def main() -> None:
         f"{arguments.repeats} runs in turns ({CHEAP * arguments.repeats} for the "
         f"closed form), and of {PROCESSES} processes; seed {arguments.seed}."
     )
-    write_results("relative_flatness", payload, to_table(rows, head))
+    write_results("relative_flatness", payload, ratio_table(rows, head))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from _data import add_data_option, load_images
-from _environment import environment, medians, write_results
+from _environment import environment, medians, ratio_table, write_results
 from relative_flatness import BATCH, trained_net
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
@@ -193,21 +193,6 @@ def search_rows(seed: int) -> list[dict]:
     ]
 
 
-def to_table(rows: list[dict], head: str) -> str:
-    """Markdown table of the rows."""
-    lines = [head, "", "| what | against | threads | ratio | must reach | met |"]
-    lines.append("|---|---|---|---|---|---|")
-    for one in rows:
-        reported = one["limit"] == float("inf")
-        limit = "reported" if reported else f"<= {one['limit']:g}"
-        met = "" if reported else "yes" if one["met"] else "NO"
-        lines.append(
-            f"| {one['what']} | {one['against']} | {one.get('threads', '')} | "
-            f"{one['ratio']:.3g} | {limit} | {met} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -226,7 +211,7 @@ def main() -> None:
         f"LeNet5 on 5,000 images ({name}) in batches of {BATCH}; nets on 1,000 digits; "
         f"medians of {REPEATS} runs in turns; seed {options.seed}."
     )
-    write_results("smoothed_risk", payload, to_table(rows, head))
+    write_results("smoothed_risk", payload, ratio_table(rows, head))
 
 
 if __name__ == "__main__":

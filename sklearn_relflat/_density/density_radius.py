@@ -224,7 +224,6 @@ class _Likelihood:
     ) -> None:
         xp = array_module(points)
         self._xp = xp
-        # A common shift loses no distance and saves digits.
         self._norms = xp.sqrt((points * points).sum(1))
         largest = float(self._norms.max())
         if not largest > 0:
@@ -235,25 +234,22 @@ class _Likelihood:
             )
         smallest = float(self._norms[self._norms > 0].min())
         self._norms = self._norms.clip(smallest, None)
+        # A common shift loses no distance and saves digits.
         self._points = points - points.mean(0)
         self._m = points.shape[1]
         queries = _chosen(len(points), n_queries, random_state)
         self.n_queries = len(queries)
         self._queries = queries
         self._query_weights = weights[queries] / weights[queries].sum()
-        self._weights = self._like(weights)
+        self._weights = moved(weights, device_of(points))
         step = max(1, _KEPT_DISTANCES // (8 * len(points)))
         self._blocks = [queries[i : i + step] for i in range(0, len(queries), step)]
         is_kept = len(queries) * len(points) <= _KEPT_DISTANCES
         self._kept = [self._exponents(b) for b in self._blocks] if is_kept else None
         self._floor, self._ceiling = self._range()
 
-    def _like(self, values: np.ndarray) -> Any:
-        """Copy numbers to the kind and device of the points."""
-        return moved(values, device_of(self._points))
-
     def _exponents(self, rows: np.ndarray) -> tuple[Any, Any]:
-        """E_ij of some queries, infinite for copies, and log of what weight is left."""
+        """E_ij of some queries, infinite for copies, and the weight of all others."""
         xp, points = self._xp, self._points
         queries = points[rows]
         squares = (points * points).sum(1)
@@ -295,12 +291,14 @@ class _Likelihood:
             return self._kept
         return (self._exponents(block) for block in self._blocks)
 
-    def of_each(self, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    def _of_each(
+        self, radius: float, *, slopes: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Log-density of each query without itself, and its slope in log radius."""
         xp, m = self._xp, self._m
         offset = xp.log(self._weights) - m * xp.log(self._norms)
         offset = offset - m * (np.log(radius) + 0.5 * (_LOG_2PI - np.log(m)))
-        values, slopes = [], []
+        values, found = [], []
         for E, left in self._parts():
             terms = E * (-1.0 / radius**2)
             terms += offset
@@ -312,17 +310,15 @@ class _Likelihood:
             total = terms.sum(1)
             with np.errstate(divide="ignore", invalid="ignore"):
                 values.append(moved(top + xp.log(total) - xp.log(left), None))
-                if self._wants_slopes:
+                if slopes:
                     E = xp.where(xp.isfinite(E), E, xp.zeros_like(E))
                     mean = (terms * E).sum(1) / total
-                    slopes.append(moved(2.0 * mean / radius**2 - m, None))
-        return np.concatenate(values), np.concatenate(slopes) if slopes else np.empty(0)
-
-    _wants_slopes = False
+                    found.append(moved(2.0 * mean / radius**2 - m, None))
+        return np.concatenate(values), np.concatenate(found) if slopes else np.empty(0)
 
     def __call__(self, radius: float) -> float:
         """Mean log-density of the queries."""
-        values, _ = self.of_each(radius)
+        values, _ = self._of_each(radius)
         finite = np.isfinite(values)
         return float(
             (values[finite] * self._query_weights[finite]).sum()
@@ -353,13 +349,12 @@ class _Likelihood:
 
     def stderr(self, radius: float) -> float:
         """Return the standard error of the best radius, by the sandwich formula."""
-        self._wants_slopes = True
         step = 0.02
         weights = self._query_weights
-        _, here = self.of_each(radius)
-        _, before = self.of_each(radius * np.exp(-step))
-        _, after = self.of_each(radius * np.exp(step))
-        self._wants_slopes = False
+        here, before, after = (
+            self._of_each(radius * np.exp(shift), slopes=True)[1]
+            for shift in (0.0, -step, step)
+        )
         finite = np.isfinite(here) & np.isfinite(before) & np.isfinite(after)
         if finite.sum() < 2:
             return float("inf")

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
-
-import numpy as np
-from sklearn.utils import check_random_state
 
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
-from sklearn_relflat._selection.named_models import about, named_models
-from sklearn_relflat._selection.own_score import own_score
+from sklearn_relflat._selection.named_models import about, named_models, one_seed
+from sklearn_relflat._selection.one_loss import check_one_loss
+from sklearn_relflat._selection.own_score import mean_error, own_score
 from sklearn_relflat._selection.report_text import TableReport, listed, number
-
-# One number, whether a model has one output for two classes, or two.
-_LOG_LOSSES = {"cross_entropy", "binary_cross_entropy"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,10 +227,7 @@ def compare_models(
             "Expected X_test with y_test, got X_test=None. Pass the samples of y_test."
         )
     options = {"layer": layer, "shape": shape, "loss": loss, "n_draws": n_draws}
-    # One seed for all models: drawing from one generator in turn would unpair them.
-    seed = random_state
-    if not isinstance(random_state, Integral):
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
+    seed = one_seed(random_state)
     results = {}
     for name, model in named.items():
         with about(name):
@@ -250,7 +241,7 @@ def compare_models(
                 random_state=seed,
                 **options,
             )
-    check_one_loss(results, y)
+    check_one_loss({name: r.metric for name, r in results.items()}, y)
     best = min(results, key=lambda name: results[name].value)
     notes: list[str] = []
     rows = []
@@ -290,19 +281,6 @@ def compare_models(
     )
 
 
-def check_one_loss(results: dict[str, SmoothedRisk], y: Any) -> None:
-    """Raise where losses cannot be compared."""
-    names = {name: result.metric for name, result in results.items()}
-    found = sorted(set(names.values()))
-    binary = y is not None and len(np.unique(np.asarray(y))) <= 2
-    if len(found) < 2 or (binary and set(found) <= _LOG_LOSSES):
-        return
-    raise ValueError(
-        f"Expected models that were trained with one loss, got {names!r}, whose values "
-        f"cannot be compared. Name one for all: loss={found[0]!r}."
-    )
-
-
 def _row(
     name: str, results: dict[str, SmoothedRisk], best: str, sample_weight: Any
 ) -> dict[str, Any]:
@@ -334,17 +312,6 @@ def _draws_error(result: SmoothedRisk, first: SmoothedRisk) -> float:
     if len(result.by_pair) < 2:
         return 0.0
     return mean_error(result.by_pair - first.by_pair)
-
-
-def mean_error(values: np.ndarray, weight: Any = None) -> float:
-    """Return the standard error of a mean, of independent values."""
-    share = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=float)
-    share = share / share.sum()
-    n = np.count_nonzero(share)
-    if n < 2:
-        return math.inf
-    spread = float((share**2) @ (values - share @ values) ** 2)
-    return math.sqrt(spread * n / (n - 1))
 
 
 def _scores(

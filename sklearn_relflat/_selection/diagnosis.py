@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
 
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._layers.layers import list_layers
@@ -17,7 +15,6 @@ from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 from sklearn_relflat._robustness.smoother import open_smoother
 from sklearn_relflat._robustness.smoothing import INPUT
-from sklearn_relflat._selection.compare_models import check_one_loss
 from sklearn_relflat._selection.conditions import (
     FAILS,
     HOLDS,
@@ -30,7 +27,8 @@ from sklearn_relflat._selection.conditions import (
     no_labels,
     representative,
 )
-from sklearn_relflat._selection.named_models import about, named_models
+from sklearn_relflat._selection.named_models import about, named_models, one_seed
+from sklearn_relflat._selection.one_loss import check_one_loss
 from sklearn_relflat._selection.other_labels import labels_are_classes, other_labels
 from sklearn_relflat._selection.report_text import TableReport, listed, number
 
@@ -253,9 +251,7 @@ def flatness_diagnosis(
     named = named_models(
         estimator if is_group else {type(estimator).__name__: estimator}
     )
-    seed = random_state
-    if not isinstance(random_state, Integral):
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
+    seed = one_seed(random_state)
     options = {
         "layer": layer,
         "radius": radius,
@@ -298,7 +294,7 @@ def flatness_diagnosis(
         kappas.append(flatness.value)
     losses = np.array([risk.mean_loss for risk in risks.values()])
     if len(named) > 1:
-        check_one_loss(risks, y)
+        check_one_loss({name: risk.metric for name, risk in risks.items()}, y)
         conditions += [losses_alike(losses), flatness_apart(np.array(kappas), losses)]
     first = next(iter(risks.values()))
     return FlatnessDiagnosis(

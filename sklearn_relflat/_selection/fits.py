@@ -94,7 +94,7 @@ class Fits:
             say(f"Cross-validating {len(candidates)} candidates, {len(folds)} folds")
         losses = self._parallel(
             [
-                delayed(_fold_loss)(self, candidate, train, test)
+                delayed(self.fold_loss)(candidate, train, test)
                 for candidate in candidates
                 for train, test in folds
             ]
@@ -186,10 +186,3 @@ def _fit(
         )
         model = None
     return Fit(model, time.perf_counter() - start)
-
-
-def _fold_loss(
-    fits: Fits, candidate: dict[str, Any], train: np.ndarray, test: np.ndarray
-) -> float:
-    """Call a method in another process."""
-    return fits.fold_loss(candidate, train, test)

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 
 from sklearn_relflat._selection.calibration import Reference, calibrated, combined
 from sklearn_relflat._selection.fits import Fit, Fits, say
+from sklearn_relflat._selection.one_loss import check_one_loss
 
 # Candidates that are compared with the best at the ends of the radius' interval.
 _N_LEADING = 6
@@ -36,18 +37,13 @@ class JudgedCandidates:
         self.cross_validated = np.full(n, np.nan)
         self.cross_validated_stderr = np.full(n, np.nan)
         self.is_unresolved = np.zeros(n, dtype=bool)
-        losses = set()
+        losses: dict[int, str] = {}
         for i, fit in enumerate(fitted):
             if fit.estimator is not None:
                 result = run.whole_risk(fit.estimator, 0.0)
                 self.training_loss[i] = result.mean_loss
-                losses.add(result.metric)
-        if len(losses) > 1:
-            raise ValueError(
-                f"Expected candidates that were trained with one loss, got "
-                f"{sorted(losses)}, whose values cannot be compared. Name one: "
-                f"loss={min(losses)!r}."
-            )
+                losses[i] = result.metric
+        check_one_loss(losses)
         if not losses:
             raise ValueError("Expected a candidate that can be fitted, got none.")
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
+
+from sklearn.utils import check_random_state
 
 from sklearn_relflat._models.wrappers import is_search
 
@@ -70,6 +73,24 @@ def about(name: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"While measuring the model {name!r}.")
         raise
+
+
+def one_seed(random_state: Any) -> int:
+    """One seed for all models: drawing from one generator in turn would unpair them.
+
+    Parameters
+    ----------
+    random_state : int, RandomState instance or None
+        What the user gave.
+
+    Returns
+    -------
+    seed : int
+        An integer as it is.
+    """
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _search_refusal(search: Any) -> str:

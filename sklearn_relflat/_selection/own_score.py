@@ -107,8 +107,29 @@ def _terms(
         influence = ((lost * deviation - residual) / total).mean(axis=1)
     else:
         return None
+    error = mean_error(influence, weight)
+    return (value, error) if math.isfinite(error) else None
+
+
+def mean_error(values: np.ndarray, weight: Any = None) -> float:
+    """Return the standard error of a mean, of independent values.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+        Values.
+    weight : array-like of shape (n,), default=None
+        Their weights.
+
+    Returns
+    -------
+    error : float
+        Infinite for fewer than two values that count.
+    """
+    share = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=float)
+    share = share / share.sum()
     n = np.count_nonzero(share)
     if n < 2:
-        return None
-    variance = float((share**2) @ (influence**2)) * n / (n - 1)
-    return value, math.sqrt(variance)
+        return math.inf
+    spread = float((share**2) @ (values - share @ values) ** 2)
+    return math.sqrt(spread * n / (n - 1))
