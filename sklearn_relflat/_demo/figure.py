@@ -10,7 +10,7 @@ from sklearn_relflat._demo.experiment import Demo, Scores
 
 BLUE, ORANGE = "tab:blue", "tab:orange"
 # In points, so that the letters of neighbouring candidates do not meet.
-OFFSETS = {"A": (-8, -4), "B": (-4, -16), "C": (8, -4), "D": (8, -4), "E": (8, 6)}
+OFFSETS = {"A": (-8, -4), "B": (-4, -16), "C": (8, -4), "D": (8, -4), "E": (-4, 8)}
 GAP = "gap: loss on new data minus training loss"
 FLATNESS = r"flatter  $\leftarrow$  {}, on the training samples  $\rightarrow$  sharper"
 
@@ -96,13 +96,13 @@ def _draw_candidates(ax: Any, demo: Demo) -> None:
     ax.legend(
         loc="upper left",
         fontsize="small",
-        title="by the cross-validation of the search:",
+        title="of the candidates of the search:",
         title_fontsize="small",
         alignment="left",
     )
     # Room for the legend above the points, and for a letter below them.
     low, high = ax.get_ylim()
-    ax.set_ylim(low - 0.05 * (high - low), high + 0.5 * (high - low))
+    ax.set_ylim(low - 0.05 * (high - low), high + 0.65 * (high - low))
 
 
 def _scatter(ax: Any, demo: Demo, indices: set[int], color: str, label: str) -> None:

@@ -180,7 +180,7 @@ def _candidates_part(demo: Demo) -> str:
 
 {format_table(header, rows)}
 
-  By the cross-validation of the search, net
+  By the folds of the search, and E by the training samples alone, net
 {chr(10).join(legend)}
 
   trained   optimizer, learning rate / samples in a batch
