@@ -30,6 +30,7 @@ FLOORS = [
     "_representativeness",
     "_selection",
     "_training",
+    "_displays",
     "callbacks",
     "__init__",
     "_demo",
