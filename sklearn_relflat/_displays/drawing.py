@@ -24,9 +24,9 @@ import numpy as np
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
 GREEN = "#009E73"
-VERMILLION = "#D55E00"
+VERMILION = "#D55E00"
 PURPLE = "#CC79A7"
-PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE)
+PALETTE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
 
 #: How error bars are drawn; for `Axes.errorbar`.
 ERROR_STYLE = {"capsize": 3.0, "elinewidth": 1.2}
