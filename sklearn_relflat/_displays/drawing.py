@@ -32,7 +32,7 @@ PALETTE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
 ERROR_STYLE = {"capsize": 3.0, "elinewidth": 1.2}
 
 #: How the area within an error is filled; for `Axes.fill_between` and `Axes.axvspan`.
-BAND_STYLE = {"alpha": 0.2, "linewidth": 0.0}
+BAND_STYLE = {"alpha": 0.25, "linewidth": 0.0}
 
 # From this ratio on the smaller values could not be told apart on a linear axis.
 _DECADES = 30.0
@@ -199,6 +199,34 @@ def set_scale(axis: Any, values: Any) -> str:
         keywords = {"linthresh": sizes[np.isfinite(sizes) & (sizes > 0)].min()}
     getattr(axis.axes, f"set_{axis.axis_name}scale")(scale, **keywords)
     return scale
+
+
+def readable_ticks(axis: Any) -> None:
+    """Write the ticks of a logarithmic axis of few decades as plain numbers.
+
+    Call it when the limits are set: they decide how many ticks fit.
+
+    Parameters
+    ----------
+    axis : matplotlib Axis
+        ``ax.xaxis`` or ``ax.yaxis``; another scale is left as it is.
+    """
+    from matplotlib.ticker import (
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+        StrMethodFormatter,
+    )
+
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() != "log" or high > 1e4 * low or high >= 1e6 or low < 1e-4:
+        return
+    if high < 5 * low:
+        axis.set_major_locator(MaxNLocator(5))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 # ---------------------------------------------------------------------------
