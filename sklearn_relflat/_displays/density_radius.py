@@ -268,11 +268,11 @@ class DensityRadiusDisplay:
         if has_error:
             # In the logarithm, so that no radius below zero is drawn.
             factor = np.exp(2 * self.stderr / self.radius)
-            style = {"facecolor": ORANGE, "label": _ERROR, **BAND_STYLE}
+            band = {"facecolor": ORANGE, "label": _ERROR, **BAND_STYLE}
             self.band_ = self.ax_.axvspan(
                 self.radius / factor,
                 self.radius * factor,
-                **styled(style, band_kwargs, Patch),
+                **styled(band, band_kwargs, Patch),
             )
 
     def _set_limits(self) -> None:

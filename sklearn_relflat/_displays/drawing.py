@@ -29,10 +29,10 @@ PURPLE = "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
 
 #: How error bars are drawn; for `Axes.errorbar`.
-ERROR_STYLE = {"capsize": 3.0, "elinewidth": 1.2}
+ERROR_STYLE: dict[str, Any] = {"capsize": 3.0, "elinewidth": 1.2}
 
 #: How the area within an error is filled; for `Axes.fill_between` and `Axes.axvspan`.
-BAND_STYLE = {"alpha": 0.25, "linewidth": 0.0}
+BAND_STYLE: dict[str, Any] = {"alpha": 0.25, "linewidth": 0.0}
 
 # From this ratio on the smaller values could not be told apart on a linear axis.
 _DECADES = 30.0

@@ -30,10 +30,11 @@ def unseen(figure):
     found = set()
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):
-            low, high = sorted(axis.get_view_interval())
+            place = axis.get_transform().transform
+            low, high = sorted(place(axis.get_view_interval()))
             slack = 1e-9 * (high - low)
             for tick in axis.get_major_ticks() + axis.get_minor_ticks():
-                within = low - slack <= tick.get_loc() <= high + slack
+                within = low - slack <= place(tick.get_loc()) <= high + slack
                 if not (within and ax.axison and axis.get_visible()):
                     found |= {id(tick.label1), id(tick.label2)}
     return found
