@@ -52,12 +52,14 @@ __all__ = [
     "reparameterize_neurons",
     # Displays
     "DensityRadiusDisplay",
+    "FeatureRobustnessDisplay",
     "LayerProfileDisplay",
 ]
 
 from ._density.density_radius import DensityRadius, density_radius
 from ._density.kernel_density import VariableKernelDensity
 from ._displays.density_radius import DensityRadiusDisplay
+from ._displays.feature_robustness import FeatureRobustnessDisplay
 from ._displays.layer_profile import LayerProfileDisplay
 from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
 from ._flatness.result import RelativeFlatness

@@ -4,7 +4,7 @@ _LOSSES = {
     "cross_entropy": "cross-entropy (nats)",
     "binary_cross_entropy": "binary cross-entropy (nats)",
     "poisson": "Poisson loss (nats)",
-    "squared_error": "squared error (squared units of y)",
+    "squared_error": r"squared error (units of $y^2$)",
     "error_rate": "error rate",
 }
 _SYMBOLS = {"kappa": r"$\kappa$", "kappa_max": r"$\kappa_{\max}$"}
