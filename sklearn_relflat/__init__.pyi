@@ -53,6 +53,7 @@ __all__ = [
     # Displays
     "DensityRadiusDisplay",
     "FeatureRobustnessDisplay",
+    "FlatnessAccuracyDisplay",
     "LayerProfileDisplay",
 ]
 
@@ -60,6 +61,7 @@ from ._density.density_radius import DensityRadius, density_radius
 from ._density.kernel_density import VariableKernelDensity
 from ._displays.density_radius import DensityRadiusDisplay
 from ._displays.feature_robustness import FeatureRobustnessDisplay
+from ._displays.flatness_accuracy import FlatnessAccuracyDisplay
 from ._displays.layer_profile import LayerProfileDisplay
 from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
 from ._flatness.result import RelativeFlatness

@@ -1,5 +1,8 @@
 """How the axes of the Displays are called."""
 
+from numbers import Real
+from typing import Any
+
 _LOSSES = {
     "cross_entropy": "cross-entropy (nats)",
     "binary_cross_entropy": "binary cross-entropy (nats)",
@@ -48,3 +51,27 @@ def flatness_label(loss: str | None = None, symbol: str = "kappa") -> str:
         rf"flatter $\leftarrow$  relative flatness {_SYMBOLS[symbol]}{of_loss}  "
         r"$\rightarrow$ sharper"
     )
+
+
+def shortened(params: dict[str, Any], width: int = 40) -> str:
+    """Return the parameters of a candidate in few characters.
+
+    Parameters
+    ----------
+    params : dict
+        Its parameters; of "step__name" the name is enough.
+    width : int, default=40
+        Most characters.
+
+    Returns
+    -------
+    text : str
+        Cut off with dots where it is longer.
+    """
+    parts = []
+    for name, value in params.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        shown = f"{value:.4g}" if number else str(value)
+        parts.append(f"{name.split('__')[-1]} = {shown}")
+    text = ", ".join(parts)
+    return text if len(text) <= width else f"{text[: width - 1]}…"
