@@ -54,7 +54,9 @@ __all__ = [
     "DensityRadiusDisplay",
     "FeatureRobustnessDisplay",
     "FlatnessAccuracyDisplay",
+    "GeneralizationBoundDisplay",
     "LayerProfileDisplay",
+    "TrainingDisplay",
 ]
 
 from ._density.density_radius import DensityRadius, density_radius
@@ -62,7 +64,9 @@ from ._density.kernel_density import VariableKernelDensity
 from ._displays.density_radius import DensityRadiusDisplay
 from ._displays.feature_robustness import FeatureRobustnessDisplay
 from ._displays.flatness_accuracy import FlatnessAccuracyDisplay
+from ._displays.generalization_bound import GeneralizationBoundDisplay
 from ._displays.layer_profile import LayerProfileDisplay
+from ._displays.training import TrainingDisplay
 from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
 from ._flatness.result import RelativeFlatness
 from ._invariance.reparameterize import reparameterize_layers, reparameterize_neurons
