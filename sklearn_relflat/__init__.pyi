@@ -56,6 +56,7 @@ __all__ = [
     "FlatnessAccuracyDisplay",
     "GeneralizationBoundDisplay",
     "LayerProfileDisplay",
+    "RelativeFlatnessPathDisplay",
     "TrainingDisplay",
 ]
 
@@ -66,6 +67,7 @@ from ._displays.feature_robustness import FeatureRobustnessDisplay
 from ._displays.flatness_accuracy import FlatnessAccuracyDisplay
 from ._displays.generalization_bound import GeneralizationBoundDisplay
 from ._displays.layer_profile import LayerProfileDisplay
+from ._displays.ridge_path import RelativeFlatnessPathDisplay
 from ._displays.training import TrainingDisplay
 from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
 from ._flatness.result import RelativeFlatness
