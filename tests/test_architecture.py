@@ -31,6 +31,7 @@ FLOORS = [
     "_representativeness",
     "_selection",
     "_training",
+    "_displays",
     "callbacks",
     "datasets",
     "__init__",
