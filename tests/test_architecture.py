@@ -29,6 +29,7 @@ FLOORS = [
     "_robustness",
     "_representativeness",
     "_selection",
+    "_evidence",
     "_training",
     "callbacks",
     "__init__",
