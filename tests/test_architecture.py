@@ -30,6 +30,7 @@ FLOORS = [
     "_robustness",
     "_representativeness",
     "_selection",
+    "_evidence",
     "_training",
     "_displays",
     "callbacks",
