@@ -45,6 +45,9 @@ __all__ = [
     "pac_bayes_flatness",
     "sam_sharpness",
     "weight_norm",
+    # Evidence
+    "RankCorrelations",
+    "rank_correlations",
     # Reparameterization
     "invariance_report",
     "output_change",
@@ -69,6 +72,7 @@ from ._displays.generalization_bound import GeneralizationBoundDisplay
 from ._displays.layer_profile import LayerProfileDisplay
 from ._displays.ridge_path import RelativeFlatnessPathDisplay
 from ._displays.training import TrainingDisplay
+from ._evidence.rank_correlations import RankCorrelations, rank_correlations
 from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
 from ._flatness.result import RelativeFlatness
 from ._invariance.reparameterize import reparameterize_layers, reparameterize_neurons

@@ -5,18 +5,33 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau, pearsonr, spearmanr
 
-from sklearn_relflat._evidence.coefficients import (
-    conditional_information,
-    granulated_kendall,
-    kendall,
-    partial_spearman,
-    pearson,
-    sign_error,
-    spearman,
-)
-from sklearn_relflat._evidence.pairs import run_pairs
+from sklearn_relflat._evidence import coefficients
+from sklearn_relflat._evidence.coefficients import Samples
+from sklearn_relflat._evidence.pairs import RunPairs
 
+
+def of_all(name):
+    """A coefficient of all runs as they are."""
+
+    def evaluated(measure, target, codes=None, control=None, drawn=None):
+        n = len(measure)
+        codes = np.zeros((n, 1), dtype=int) if codes is None else codes
+        control = np.zeros((n, 0)) if control is None else control
+        drawn = np.arange(n) if drawn is None else drawn
+        samples = Samples(drawn[None], target, control, RunPairs(codes))
+        (value,) = getattr(coefficients, name)(measure, samples)
+        return value
+
+    return evaluated
+
+
+pearson, spearman, kendall = map(of_all, ("pearson", "spearman", "kendall"))
+partial_spearman = of_all("partial_spearman")
+granulated_kendall = of_all("granulated_kendall")
+conditional_information = of_all("conditional_information")
+sign_error = of_all("sign_error")
 OF_PAIRS = [granulated_kendall, sign_error, conditional_information]
 # Two hyperparameters of two values; the target rises with the first, not the second.
 CODES = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
@@ -85,49 +100,67 @@ def cases():
         yield measure[kept], target[kept], codes[kept]
 
 
+ORACLES = [slow_granulated, slow_sign_error, slow_information]
+
+
 @pytest.mark.parametrize("case", list(cases()))
-@pytest.mark.parametrize(
-    ("fast", "slow"),
-    list(
-        zip(OF_PAIRS, [slow_granulated, slow_sign_error, slow_information], strict=True)
-    ),
-)
-def test_fast_is_slow(fast, slow, case):
+@pytest.mark.parametrize(("fast", "slow"), [*zip(OF_PAIRS, ORACLES, strict=True)])
+@pytest.mark.parametrize("resampled", [False, True])
+def test_fast_is_slow(fast, slow, case, resampled):
     measure, target, codes = case
-    expected = slow(measure, target, codes)
-    assert fast(measure, target, run_pairs(codes)) == pytest.approx(expected, abs=1e-9)
+    drawn = np.arange(len(measure))
+    if resampled:
+        drawn = np.random.default_rng(3).integers(len(measure), size=len(measure))
+    expected = slow(measure[drawn], target[drawn], codes[drawn])
+    found = fast(measure, target, codes, drawn=drawn)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", list(cases()))
+@pytest.mark.parametrize("resampled", [False, True])
+def test_plain_coefficients_are_those_of_scipy(case, resampled):
+    measure, target, _ = case
+    drawn = np.arange(len(measure))
+    if resampled:
+        drawn = np.random.default_rng(3).integers(len(measure), size=len(measure))
+    for fast, slow in [
+        (pearson, pearsonr),
+        (spearman, spearmanr),
+        (kendall, kendalltau),
+    ]:
+        expected = slow(measure[drawn], target[drawn]).statistic
+        found = fast(measure, target, drawn=drawn)
+        assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_worked_by_hand():
-    pairs = run_pairs(CODES)
     # Four pairs agree and two do not; squared rank differences are 1 each.
     assert kendall(MEASURE, TARGET) == pytest.approx(2 / 6)
     assert spearman(MEASURE, TARGET) == pytest.approx(1 - 6 * 4 / (4 * 15))
     assert pearson(MEASURE, TARGET) == pytest.approx(0.6)
     # psi is 1 along the first hyperparameter, and -1 along the second.
-    assert granulated_kendall(MEASURE, TARGET, pairs) == 0
-    assert sign_error(MEASURE, TARGET, pairs) == 1
-    # Agreement is certain given U_S where any sign is left uncertain: the least is
-    # without conditions, 1 - H(1/3) / H(1/2) in bits.
+    assert granulated_kendall(MEASURE, TARGET, CODES) == 0
+    assert sign_error(MEASURE, TARGET, CODES) == 1
+    # Given a hyperparameter, signs that are still open are told entirely. Without one,
+    # four ordered pairs in twelve disagree: 1 - H(1/3) in bits.
     h = -(np.log2(1 / 3) / 3 + 2 * np.log2(2 / 3) / 3)
-    assert conditional_information(MEASURE, TARGET, pairs, 0) == pytest.approx(1 - h)
+    assert conditional_information(MEASURE, TARGET, CODES) == pytest.approx(1 - h)
 
 
 def test_perfect_and_reversed():
-    pairs = run_pairs(CODES)
     for sign, error in [(1, 0), (-1, 1)]:
-        assert granulated_kendall(sign * TARGET, TARGET, pairs) == sign
-        assert sign_error(sign * TARGET, TARGET, pairs) == error
-        found = conditional_information(sign * TARGET, TARGET, pairs)
+        assert granulated_kendall(sign * TARGET, TARGET, CODES) == sign
+        assert sign_error(sign * TARGET, TARGET, CODES) == error
+        found = conditional_information(sign * TARGET, TARGET, CODES)
         assert found == pytest.approx(1)
 
 
 @pytest.mark.parametrize("coefficient", OF_PAIRS)
 def test_only_the_order_counts(coefficient):
     measure, target, codes = next(iter(cases()))
-    expected = coefficient(measure, target, run_pairs(codes))
+    expected = coefficient(measure, target, codes)
     renamed = np.array([7, 2, 5])[codes]
-    found = coefficient(np.exp(measure), target**3, run_pairs(renamed))
+    found = coefficient(np.exp(measure), target**3, renamed)
     assert found == pytest.approx(expected)
 
 
@@ -136,15 +169,32 @@ def test_control_takes_away_what_it_explains():
     control = rng.normal(size=(2000, 1))
     first, second = (control[:, 0] + rng.normal(size=2000) for _ in range(2))
     assert spearman(first, second) > 0.4
-    assert abs(partial_spearman(first, second, control)) < 0.08
-    assert math.isnan(partial_spearman(control[:, 0], second, control))
+    assert abs(partial_spearman(first, second, control=control)) < 0.08
+    assert math.isnan(partial_spearman(control[:, 0], second, control=control))
+
+
+def test_partial_spearman_of_one_control_is_the_textbook_formula():
+    rng = np.random.default_rng(1)
+    control, measure = rng.normal(size=(2, 30))
+    target = measure + control + rng.normal(size=30)
+    r = {
+        pair: spearmanr(*pair_of).statistic
+        for pair, pair_of in {
+            "mt": (measure, target), "mc": (measure, control), "tc": (target, control)
+        }.items()
+    }  # fmt: skip
+    expected = (r["mt"] - r["mc"] * r["tc"]) / math.sqrt(
+        (1 - r["mc"] ** 2) * (1 - r["tc"] ** 2)
+    )
+    found = partial_spearman(measure, target, control=control[:, None])
+    assert found == pytest.approx(expected)
 
 
 def test_undefined_is_nan():
-    pairs = run_pairs(np.array([[0, 0], [1, 1]]))
+    codes = np.array([[0, 0], [1, 1]])
     two = np.array([1.0, 2.0])
-    assert math.isnan(granulated_kendall(two, two, pairs))
-    assert math.isnan(sign_error(two, two, pairs))
+    assert math.isnan(granulated_kendall(two, two, codes))
+    assert math.isnan(sign_error(two, two, codes))
     for coefficient in (pearson, spearman, kendall):
         assert math.isnan(coefficient(np.ones(2), two))
-    assert math.isnan(conditional_information(np.ones(2), two, pairs))
+    assert math.isnan(conditional_information(np.ones(2), two, codes))
