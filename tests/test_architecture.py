@@ -36,6 +36,7 @@ FLOORS = [
     "callbacks",
     "datasets",
     "__init__",
+    "experiments",
     "_demo",
     "__main__",
 ]
