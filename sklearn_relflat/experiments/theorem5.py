@@ -23,7 +23,7 @@ CLAIM = (
     "On average over orthogonal perturbations of relative size delta, the loss rises "
     "by delta^2 kappa / (2m), up to higher orders of delta (Theorem 5)."
 )
-COST = {"quick": "10 seconds", "full": "5 minutes"}
+COST = {"quick": "10 seconds", "full": "5 minutes of one core"}
 NEEDS_DATA = False
 #: How far the rise may be from its flatness term to count as agreeing.
 TOLERANCE = 0.1
