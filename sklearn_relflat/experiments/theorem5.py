@@ -305,4 +305,6 @@ def draw(summary: dict[str, Any]) -> Any:
         ax.set(xscale="log", title=name, xlabel=r"relative size $\delta$")
         ax.legend(fontsize=7, frameon=False)
     panels[0].set(ylabel=r"rise of the loss / $(\delta^2 \kappa / 2m)$", yscale="log")
+    panels[0].set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    panels[0].yaxis.minorticks_off()
     return figure
