@@ -62,7 +62,7 @@ def eigenpairs_of(
         hessian,
         [hessian.normal(generator) for _ in range(k)],
         order=which,
-        rtol=rtol,
+        rtol=float(rtol),
         eps=hessian.eps,
         max_products=max_iter,
         max_basis=min(_MAX_BASIS, _MAX_NUMBERS // n),

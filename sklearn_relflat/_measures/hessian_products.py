@@ -84,6 +84,15 @@ class HessianProducts:
             for (name, w), part in zip(weights.items(), parts, strict=True)
         }
 
+    def by_name(self, vectors: Tensor) -> dict[str, np.ndarray]:
+        """Vectors (k, n) as arrays (k, *weight.shape), by the parameters' own names."""
+        shapes = {name: w.shape for name, w in self.space.weights.items()}
+        parts = vectors.split([shape.numel() for shape in shapes.values()], dim=1)
+        return {
+            name.removeprefix("inner."): part.reshape(-1, *shape).cpu().double().numpy()
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+
     def matrix(self) -> Tensor:
         """All of it, one product for each weight."""
         rows = self.vector(np.eye(self.n_weights))

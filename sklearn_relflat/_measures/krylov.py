@@ -206,7 +206,7 @@ def extreme_eigenpairs(
     """
     k = len(starts)
     space = Krylov(product, starts, eps)
-    max_basis = max(max_basis, 3 * k + _SPARE)
+    max_basis = max(max_basis, 4 * k + 2 * _SPARE)
     n_products = 0
     while n_products < max_products:
         space.grow()

@@ -223,9 +223,9 @@ class WeightSpace:
         total = (weight * value).sum()
         if not bool(torch.isfinite(total)):
             raise ValueError(
-                f"Expected a finite loss, got {float(total)!r} in the samples from "
-                f"{batch.start} on. If it is finite at the model's own weights, choose "
-                "a smaller perturbation."
+                f"Expected a finite loss, got {float(total.detach())!r} in the samples "
+                f"from {batch.start} on. If it is finite at the model's own weights, "
+                "choose a smaller perturbation."
             )
         return total, float((weight * denominator).sum())
 
