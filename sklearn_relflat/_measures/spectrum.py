@@ -79,9 +79,9 @@ def hessian_spectrum(
     Tr f(H) / n, the mean of f over the n eigenvalues. The Lanczos iteration from v
     gives the nodes and weights of the Gauss quadrature of v^T f(H) v / n: the
     eigenvalues of its tridiagonal matrix, and the squares of the first entries of their
-    eigenvectors [1]_, [2]_. All its vectors are orthogonalised against all others, so that no node
-    is there twice because of round-off. In single precision, eigenvalues below 1e-7
-    times the largest are not told from zero.
+    eigenvectors [1]_, [2]_. All its vectors are orthogonalised against all others, so
+    that no node is there twice because of round-off. In single precision, eigenvalues
+    below 1e-7 times the largest are not told from zero.
 
     References
     ----------
