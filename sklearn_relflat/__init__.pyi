@@ -36,11 +36,15 @@ __all__ = [
     "RelativeFlatnessRidgeCV",
     "relative_flatness_path",
     # Competing measures
+    "HessianEigenvalues",
+    "HessianSpectrum",
     "Measurement",
     "asam_sharpness",
     "compare_measures",
     "fisher_rao_norm",
+    "hessian_eigenvalues",
     "hessian_max_eigenvalue",
+    "hessian_spectrum",
     "hessian_trace",
     "pac_bayes_flatness",
     "sam_sharpness",
@@ -83,12 +87,15 @@ from ._linear.logistic import RelativeFlatnessLogisticRegression
 from ._linear.ridge import RelativeFlatnessRidge, relative_flatness_path
 from ._linear.ridge_cv import RelativeFlatnessRidgeCV
 from ._measures.compare import compare_measures
+from ._measures.eigenvalues import HessianEigenvalues, hessian_eigenvalues
 from ._measures.hessian_trace import hessian_trace
 from ._measures.max_eigenvalue import hessian_max_eigenvalue
 from ._measures.measurement import Measurement
 from ._measures.norms import fisher_rao_norm, weight_norm
 from ._measures.pac_bayes import pac_bayes_flatness
 from ._measures.sharpness import asam_sharpness, sam_sharpness
+from ._measures.spectrum import hessian_spectrum
+from ._measures.spectrum_result import HessianSpectrum
 from ._representativeness.generalization_bound import generalization_bound
 from ._representativeness.representativeness import KDERepresentativeness
 from ._robustness.feature_robustness import FeatureRobustness, feature_robustness

@@ -55,6 +55,10 @@ class CountedBatches(BatchSource):
         """See `BatchSource.glances`; a few samples do not count as a pass."""
         return self._source.glances()
 
+    def count_pass(self) -> None:
+        """Count a pass over what was kept of the data, without reading it."""
+        self.n_read += len(self)
+
     @property
     def n_passes(self) -> float:
         """Passes over the data so far."""

@@ -19,6 +19,7 @@ from sklearn_relflat._curvature.estimate import (
 from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._curvature.quadratic_forms import QuadraticForm, identity_form
 from sklearn_relflat._layers.weights import Weights
+from sklearn_relflat._measures.hessian_products import HessianProducts
 from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.weight_space import WeightSpace
 
@@ -152,30 +153,25 @@ def _trace_in_parameters(
             "other layers, or take the Hessian."
         )
     space = WeightSpace(replace(problem, layers={}, weights=weights))
-    space.check_reached()
-    loss = space.risk(space.weights)
+    hessian = HessianProducts(space)
     n = space.n_weights
     if method != "sampled" and n <= MAX_EXACT_PASSES:
-        value = sum(
-            float(row @ space.to_array(space.hessian_product(space.from_array(row))))
-            for row in np.eye(n)
-        )
-        return FormValue(value, 0.0, "columns", loss)
+        value = float(hessian.matrix().trace())
+        return FormValue(value, 0.0, "columns", hessian.mean_loss)
     rng = np.random.default_rng(problem.seed)
     values: list[float] = []
     look = _FIRST_PROBES
     # Hutchinson's estimate: random signs have the least variance of all directions.
     while True:
-        signs = rng.choice([-1.0, 1.0], size=n)
-        product = space.hessian_product(space.from_array(signs))
-        values.append(float(signs @ space.to_array(product)))
+        signs = hessian.vector(rng.choice([-1.0, 1.0], size=n))
+        values.append(float(signs @ hessian(signs)))
         k = len(values)
         if k < look:
             continue
         error = float(np.std(values, ddof=1) / math.sqrt(k)) * widening(k - 1)
         mean = float(np.mean(values))
         if error <= rtol * abs(mean) or k >= MAX_EXACT_PASSES:
-            return FormValue(mean, error, "hutchinson", loss)
+            return FormValue(mean, error, "hutchinson", hessian.mean_loss)
         look = min(2 * look, MAX_EXACT_PASSES)
 
 

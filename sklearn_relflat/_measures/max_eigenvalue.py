@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
-import numpy as np
-import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
 from sklearn_relflat._curvature.problem import Problem, open_problem
+from sklearn_relflat._measures.eigenpairs import eigenpairs_of
+from sklearn_relflat._measures.hessian_products import HessianProducts
 from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.weight_space import WeightSpace
-
-# Up to this many weights the matrix itself takes no more products than Lanczos would.
-_MAX_DENSE = 32
 
 
 def hessian_max_eigenvalue(
@@ -47,9 +40,11 @@ def hessian_max_eigenvalue(
     loss : str, torch criterion or callable, default=None
         The loss; None is the one that the model was trained with.
     rtol : float, default=1e-6
-        Relative accuracy at which the iteration stops.
+        Norm of the residual at which the iteration stops, relative to the eigenvalue;
+        the error of the eigenvalue is of the order of its square. It has no effect
+        below the round-off of the weights' dtype.
     max_iter : int, default=1000
-        Largest number of restarts of the iteration.
+        Largest number of products of the Hessian with a vector.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples.
     random_state : int, RandomState instance or None, default=None
@@ -59,8 +54,9 @@ def hessian_max_eigenvalue(
     -------
     result : Measurement
         The eigenvalue; `tolerance` is the norm of its residual, within which an
-        eigenvalue lies. `method` is "lanczos", or "dense" where the weights are so few
-        that the matrix is formed.
+        eigenvalue lies, with the round-off of the products. `n_products` tells how
+        many of them it took. `method` is "lanczos", or "dense" where the weights are
+        so few that the matrix is formed.
 
     Raises
     ------
@@ -70,18 +66,21 @@ def hessian_max_eigenvalue(
 
     See Also
     --------
+    hessian_eigenvalues : The first few, with their eigenvectors.
+    hessian_spectrum : How all of them are distributed.
     relative_flatness : Its ``statistic="max_eigenvalue"`` is kappa_max, which weighs
         the largest eigenvalue of every neuron by the neuron's squared norm.
 
     Notes
     -----
     The largest eigenvalue in the sense of order, not of absolute value. The Lanczos
-    iteration needs products of the Hessian with vectors only, each of which is one pass
-    over the data with a double backward pass.
+    iteration with full reorthogonalisation [1]_ needs products of the Hessian with
+    vectors only. Where memory allows, the graph of the gradient is kept between them:
+    then a product is one backward pass through what lies behind the layer.
 
     References
     ----------
-    .. [1] R. B. Lehoucq, D. C. Sorensen, C. Yang, "ARPACK Users' Guide", SIAM, 1998.
+    .. [1] B. N. Parlett, "The Symmetric Eigenvalue Problem", SIAM, 1998, chapter 13.
 
     Examples
     --------
@@ -114,68 +113,16 @@ def max_eigenvalue_of(
     problem: Problem, *, rtol: float = 1e-6, max_iter: int = 1000
 ) -> Measurement:
     """Largest eigenvalue of an open problem; see `hessian_max_eigenvalue`."""
-    if not rtol > 0:
-        raise ValueError(f"Expected rtol to be a positive number, got {rtol!r}.")
-    if not (isinstance(max_iter, Integral) and max_iter > 0):
-        raise ValueError(
-            f"Expected max_iter to be a positive integer, got {max_iter!r}."
-        )
-    space = WeightSpace(problem)
-    n = space.n_weights
-    mean_loss = space.risk(space.weights)
-
-    def product(vector: np.ndarray) -> np.ndarray:
-        """Hessian times a vector."""
-        return space.to_array(space.hessian_product(space.from_array(vector)))
-
-    if n <= _MAX_DENSE:
-        method, residual = "dense", 0.0
-        matrix = np.stack([product(row) for row in np.eye(n)])
-        value = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
-    else:
-        method = "lanczos"
-        value, residual = _lanczos(product, space, rtol, max_iter)
+    hessian = HessianProducts(WeightSpace(problem))
+    values, residuals, _, method = eigenpairs_of(
+        hessian, 1, rtol=rtol, max_iter=max_iter
+    )
     return measured(
         problem,
         "hessian_max_eigenvalue",
-        value,
+        float(values[0]),
         method=method,
-        tolerance=residual,
-        mean_loss=mean_loss,
+        tolerance=float(residuals[0]),
+        mean_loss=hessian.mean_loss,
+        n_products=hessian.n_products,
     )
-
-
-def _lanczos(
-    product: Any, space: WeightSpace, rtol: float, max_iter: int
-) -> tuple[float, float]:
-    """Largest eigenvalue and the norm of its residual."""
-    n = space.n_weights
-    start = space.to_array(space.normal(space.problem.generator()))
-    first = product(start)
-    if not first.any():
-        # A random vector in the null space: the matrix is zero with probability one.
-        return 0.0, 0.0
-    operator = LinearOperator((n, n), matvec=product, dtype=np.float64)
-    # The products carry the round-off of the model's own dtype.
-    eps = max(torch.finfo(w.dtype).eps for w in space.weights.values())
-    try:
-        _, vectors = eigsh(
-            operator,
-            k=1,
-            which="LA",
-            v0=start,
-            tol=max(rtol, eps),
-            maxiter=max_iter,
-            # ARPACK looks at its error after so many products: fewer for a loose one.
-            ncv=min(n, int(np.clip(2 - 3 * math.log10(min(rtol, 1.0)), 4, 20))),
-        )
-    except ArpackNoConvergence as error:
-        raise ValueError(
-            f"The largest eigenvalue did not converge to rtol={rtol!r} within "
-            f"max_iter={max_iter!r} restarts. Increase one of them."
-        ) from error
-    vector = vectors[:, 0]
-    image = product(vector)
-    # The Rayleigh quotient of the final vector: its error is quadratic in the residual.
-    value = float(vector @ image)
-    return value, float(np.linalg.norm(image - value * vector))

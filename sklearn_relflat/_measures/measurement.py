@@ -39,6 +39,8 @@ class Measurement:
         Number of weights in the layers; biases are never counted.
     mean_loss : float or None
         Empirical risk on these samples; None where the measure does not look at it.
+    n_products : int
+        Products of the Hessian with a vector that an eigenvalue took; 0 elsewhere.
     """
 
     value: float
@@ -51,6 +53,7 @@ class Measurement:
     n_samples: int
     n_weights: int
     mean_loss: float | None
+    n_products: int = 0
 
     def __float__(self) -> float:
         """Return the value."""
@@ -63,9 +66,10 @@ class Measurement:
         if self.mean_loss is not None:
             seen = f"{self.loss} {self.mean_loss:.4g} on {seen}"
         which = "all layers" if self.layer == ALL_LAYERS else f"layer {self.layer!r}"
+        cost = f", {self.n_products} products" if self.n_products else ""
         return (
             f"<Measurement {self.measure} = {self.value:.6g}{error} of {which}; "
-            f"{seen}; {self.method}>"
+            f"{seen}; {self.method}{cost}>"
         )
 
 
@@ -78,6 +82,7 @@ def measured(
     stderr: float = 0.0,
     tolerance: float = 0.0,
     mean_loss: float | None = None,
+    n_products: int = 0,
 ) -> Measurement:
     """Public result of an open problem, after a last look at the value."""
     if not np.isfinite(value):
@@ -96,4 +101,5 @@ def measured(
         n_samples=problem.source.n_samples,
         n_weights=problem.n_weights,
         mean_loss=mean_loss,
+        n_products=n_products,
     )

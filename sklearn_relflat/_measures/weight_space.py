@@ -8,10 +8,11 @@ sums over samples are taken in float64 where the device has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,65 @@ class _Forward(nn.Module):
     def forward(self, inputs: Any) -> Tensor:
         """Return the raw outputs."""
         return self.view.outputs(inputs)
+
+
+@dataclass
+class Slopes:
+    """Gradient of the risk of some samples in the weights, as a graph.
+
+    Attributes
+    ----------
+    leaves : dict of str to Tensor
+        The weights, where the graph begins.
+    gradients : dict of str to Tensor
+        The gradient, not divided by the number of samples.
+    total, denominator : float
+        Sum of losses, and what it is divided by.
+    """
+
+    leaves: Point
+    gradients: Point
+    total: float
+    denominator: float
+
+    @cached_property
+    def _live(self) -> Point:
+        """Parts that change with the weights: a constant gradient carries no graph."""
+        live = {name: g for name, g in self.gradients.items() if g.requires_grad}
+        if live and has_undefined_derivative(live.values()):
+            raise ValueError(_NO_SECOND_DERIVATIVE.format("once_differentiable"))
+        return live
+
+    def times(self, vector: Point, *, again: bool = False) -> Point:
+        """Hessian of the sum of losses times a vector.
+
+        Parameters
+        ----------
+        vector : dict of str to Tensor
+            A direction.
+        again : bool
+            Whether the graph is kept for another product.
+
+        Returns
+        -------
+        product : dict of str to Tensor
+            Without the names in which everything is linear.
+
+        Raises
+        ------
+        ValueError
+            If torch has no second derivative for an operation of the model.
+        """
+        live = self._live
+        if not live:
+            return {}
+        with torch.enable_grad():
+            inner = [(g * vector[name].to(g.dtype)).sum() for name, g in live.items()]
+            try:
+                return _grad(torch.stack(inner).sum(), self.leaves, retain_graph=again)
+            except RuntimeError as error:
+                raise_out_of_memory(error)
+                raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
 
 
 class WeightSpace:
@@ -163,9 +223,9 @@ class WeightSpace:
         total = (weight * value).sum()
         if not bool(torch.isfinite(total)):
             raise ValueError(
-                f"Expected a finite loss, got {float(total)!r} in the samples from "
-                f"{batch.start} on. If it is finite at the model's own weights, choose "
-                "a smaller perturbation."
+                f"Expected a finite loss, got {float(total.detach())!r} in the samples "
+                f"from {batch.start} on. If it is finite at the model's own weights, "
+                "choose a smaller perturbation."
             )
         return total, float((weight * denominator).sum())
 
@@ -193,62 +253,19 @@ class WeightSpace:
             denominator += part_denominator
             for name, gradient in gradients.items():
                 sums[name] += gradient
-        self._check_finite(sums, "first", point)
+        self.check_finite(sums, "first", point)
         scale = self.problem.denominator(denominator)
         return total / scale, {name: g / scale for name, g in sums.items()}
 
-    def hessian_product(self, vector: Point) -> Point:
-        """Hessian of the empirical risk at the model's own weights, times a vector.
+    def slopes(self, batch: Batch) -> Slopes:
+        """Gradient of a chunk's risk at the model's own weights, with its graph."""
+        leaves = _leaves(self.weights)
+        with torch.enable_grad():
+            total, denominator = self._chunk_risk(leaves, batch)
+            gradients = _grad(total, leaves, create_graph=True)
+        return Slopes(leaves, gradients, float(total.detach()), denominator)
 
-        Parameters
-        ----------
-        vector : dict of str to Tensor
-            A direction.
-
-        Returns
-        -------
-        product : dict of str to Tensor
-            In the dtype for sums.
-
-        Raises
-        ------
-        ValueError
-            If torch has no second derivative for an operation of the model, or it is
-            not finite.
-        """
-        self.check_reached()
-        denominator = 0.0
-        sums = self.zeros()
-        for batch in self.problem.chunks():
-            leaves = _leaves(self.weights)
-            with torch.enable_grad():
-                part, part_denominator = self._chunk_risk(leaves, batch)
-                gradients = _grad(part, leaves, create_graph=True)
-                products = self._second(gradients, vector, leaves)
-            denominator += part_denominator
-            for name, product in products.items():
-                sums[name] += product
-        self._check_finite(sums, "second", self.weights)
-        scale = self.problem.denominator(denominator)
-        return {name: p / scale for name, p in sums.items()}
-
-    @staticmethod
-    def _second(gradients: Point, vector: Point, leaves: Point) -> Point:
-        """Differentiate the inner product of gradient and vector."""
-        # A gradient that is constant in the weights carries no graph.
-        live = {name: g for name, g in gradients.items() if g.requires_grad}
-        if not live:
-            return {}
-        if has_undefined_derivative(live.values()):
-            raise ValueError(_NO_SECOND_DERIVATIVE.format("once_differentiable"))
-        inner = [(g * vector[name].to(g.dtype)).sum() for name, g in live.items()]
-        try:
-            return _grad(torch.stack(inner).sum(), leaves)
-        except RuntimeError as error:
-            raise_out_of_memory(error)
-            raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
-
-    def _check_finite(self, sums: Point, order: str, point: Point) -> None:
+    def check_finite(self, sums: Point, order: str, point: Point) -> None:
         """Raise where derivatives at a point are not finite, naming the samples."""
         if all(is_finite(part) for part in sums.values()):
             return
@@ -271,7 +288,7 @@ class WeightSpace:
                 with torch.enable_grad():
                     part, _ = self._chunk_risk(leaves, one)
                     gradients = _grad(part, leaves, create_graph=True)
-                    products = self._second(gradients, self.weights, leaves)
+                products = Slopes(leaves, gradients, 0.0, 0.0).times(self.weights)
                 parts = [*gradients.values(), *products.values()]
                 if not all(is_finite(value) for value in parts):
                     bad.append(batch.start + i)
@@ -309,21 +326,16 @@ class WeightSpace:
             for name, w in self.weights.items()
         }
 
-    def to_array(self, point: Point) -> np.ndarray:
-        """Point as one float64 array."""
-        flat = torch.cat([point[name].flatten() for name in self.weights])
-        return flat.detach().cpu().double().numpy()
+    def flatten(self, point: Point) -> Tensor:
+        """Point as one vector in the dtype for sums, on the model's device."""
+        return torch.cat([wide(point[name]).flatten() for name in self.weights])
 
-    def from_array(self, array: np.ndarray) -> Point:
-        """Inverse of `to_array`, in the weights' dtype."""
-        parts: Iterator[Tensor] = iter(
-            torch.from_numpy(np.array(array, dtype=np.float64).reshape(-1)).split(
-                [w.numel() for w in self.weights.values()]
-            )
-        )
+    def unflatten(self, vector: Tensor) -> Point:
+        """Inverse of `flatten`, in the weights' dtype."""
+        parts = vector.split([w.numel() for w in self.weights.values()])
         return {
-            name: next(parts).reshape(w.shape).to(device=w.device, dtype=w.dtype)
-            for name, w in self.weights.items()
+            name: part.reshape(w.shape).to(device=w.device, dtype=w.dtype)
+            for (name, w), part in zip(self.weights.items(), parts, strict=True)
         }
 
 
@@ -332,12 +344,19 @@ def _leaves(point: Point) -> Point:
     return {name: w.detach().requires_grad_() for name, w in point.items()}
 
 
-def _grad(total: Tensor, leaves: Point, *, create_graph: bool = False) -> Point:
+def _grad(
+    total: Tensor,
+    leaves: Point,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool = False,
+) -> Point:
     """Gradient in the leaves; zero where the total does not depend on one."""
     gradients = torch.autograd.grad(
         total,
         list(leaves.values()),
         create_graph=create_graph,
+        retain_graph=create_graph or retain_graph,
         allow_unused=True,
         materialize_grads=True,
     )
