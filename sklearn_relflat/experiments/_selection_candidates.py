@@ -47,7 +47,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "pac_bayes_flatness": {"n_draws": 4, "rtol": 0.1},
     "hessian_max_eigenvalue": {"rtol": 0.05},
 }
-_N_REFERENCES = 3
+#: Candidates that a calibration cross-validates, as SmoothedRiskSearchCV does.
+N_REFERENCES = 3
 _N_BINS = 15
 _NOISE = 0.5
 _N_NOISES = 3
@@ -267,7 +268,7 @@ class _Grid:
             measures={measure: _OPTIONS.get(measure, {})},
             random_state=self.seed,
         )
-        return float(list(table["value"])[0])
+        return float(next(iter(table["value"])))
 
     def _tried(self, name: str, compute: Callable[[], float]) -> float | None:
         """Compute, or say why there is no value."""
@@ -332,7 +333,7 @@ class _Grid:
     ) -> float | None:
         """Radius at which references have their cross-validated loss."""
         training = np.array([values["t"] for values in columns])
-        chosen = np.argsort(training, kind="stable")[:_N_REFERENCES]
+        chosen = np.argsort(training, kind="stable")[:N_REFERENCES]
         references = [
             calibrated(int(i), partial(self.risk, self.fitted[i]), fold_losses[i])
             for i in chosen

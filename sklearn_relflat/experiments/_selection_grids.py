@@ -74,7 +74,7 @@ def _generated(
     rng: np.random.RandomState,
     **options: Any,
 ) -> Arrays:
-    """Samples of one of scikit-learn's generators."""
+    """Draw from one of scikit-learn's generators."""
     X, y = make(n_samples=n_samples, random_state=rng, **options)
     return X, np.unique(y, return_inverse=True)[1]
 

@@ -1,4 +1,4 @@
-"""Which rule chooses the better candidate of a grid: accuracy, flatness, smoothed risk."""
+"""Which rule chooses the better candidate of a grid: score, flatness or smoothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sklearn_relflat.experiments._selection_candidates import records_of
+from sklearn_relflat.experiments._selection_candidates import (
+    N_REFERENCES,
+    records_of,
+)
+from sklearn_relflat.experiments._selection_figure import draw_differences
 from sklearn_relflat.experiments._selection_grids import (
     FAMILIES,
     GRIDS,
     draw_sample,
+)
+from sklearn_relflat.experiments._selection_rules import RULES
+from sklearn_relflat.experiments._selection_summary import (
+    SHOWN,
+    foretold_rows,
+    label_rows,
+    measure_rows,
+    rule_rows,
+    searches_of,
+    time_rows,
 )
 
 CLAIM = (
@@ -118,3 +132,55 @@ def measure(
         X_test=sample.X_test.astype(family.dtype),
     )
     return records_of(candidates[::step], sample, config.n_folds, seed)
+
+
+def summarize(
+    records: list[dict[str, Any]], config: Config, seed: int
+) -> dict[str, Any]:
+    """Apply the rules, and compare what they chose.
+
+    Parameters
+    ----------
+    records : list of dict
+        All records.
+    config : Config
+        The grids.
+    seed : int
+        Of the experiment.
+
+    Returns
+    -------
+    summary : dict
+        "rules": regrets and differences from the choice by cross-validated log-loss;
+        "by_labels": apart by the verdict on the labels; "foretold": how the rules did
+        by the verdict of each condition; "seconds" by family; "measures": time of each.
+    """
+    searches = searches_of(records)
+    return {
+        "searches": len(searches),
+        "grids": len({search.grid for search in searches}),
+        "candidates": sum(search.n_candidates for search in searches),
+        "not_calibrated": sum(s.info["radius_sc"] is None for s in searches),
+        "rules": rule_rows(searches, list(RULES), seed),
+        "by_labels": label_rows(searches, seed),
+        "foretold": foretold_rows(searches, seed),
+        "seconds": time_rows(searches, config.n_folds, N_REFERENCES),
+        "measures": measure_rows(searches),
+    }
+
+
+def draw(summary: dict[str, Any]) -> Any:
+    """Draw the differences from cross-validation.
+
+    Parameters
+    ----------
+    summary : dict
+        Of `summarize`.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        The shown rules, by quality and by verdict.
+    """
+    rules = [row for row in summary["rules"] if row["rule"] in SHOWN]
+    return draw_differences(rules, summary["by_labels"])
