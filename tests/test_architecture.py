@@ -32,6 +32,7 @@ FLOORS = [
     "_training",
     "callbacks",
     "__init__",
+    "experiments",
     "_demo",
     "__main__",
 ]

@@ -1,1 +1,1 @@
-"""Experiments that anybody can run again, one file for each claim."""
+"""One experiment for each claim: a frozen configuration in, records out."""
