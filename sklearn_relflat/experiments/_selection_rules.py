@@ -121,16 +121,17 @@ def _flattest(columns: Columns, name: str, options: dict[str, Any]) -> np.ndarra
         return _only(rule(search_results(columns, name)), len(columns[name]))
 
 
-def _any_within(columns: Columns, tol: float | str) -> np.ndarray:
-    """Draw among those that are about the most accurate."""
-    folds = fold_accuracies(columns)
-    accuracy = folds.mean(axis=0)
-    best = int(accuracy.argmax())
-    margin = tol
-    if isinstance(margin, str):
-        margin = float(folds[:, best].std(ddof=1) / np.sqrt(len(folds)))
-    tied = accuracy >= accuracy[best] - margin - 1e-12
-    return tied / tied.sum()
+def _any_within(columns: Columns, options: dict[str, Any]) -> np.ndarray:
+    """Draw among those that the public rule compares."""
+    n = len(columns["t"])
+    # A candidate is compared if it is chosen when nothing else is as flat.
+    compared = np.array(
+        [
+            _flattest(columns | {"flat": 1.0 - _only(i, n)}, "flat", options)[i]
+            for i in range(n)
+        ]
+    )
+    return compared / compared.sum()
 
 
 def _any(columns: Columns) -> np.ndarray:
@@ -148,8 +149,10 @@ RULES: dict[str, Rule] = {
     "smoothed risk, density within class": partial(_smallest, name="sw"),
     "training loss": partial(_smallest, name="t"),
     "random": _any,
-    "random within 0.01": partial(_any_within, tol=0.01),
-    "random within 1se": partial(_any_within, tol="1se"),
+    **{
+        f"random within {tolerance}": partial(_any_within, options=options)
+        for tolerance, options in TOLERANCES.items()
+    },
     **{
         f"least {name} within {tolerance}": partial(
             _flattest, name=column, options=options

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_relflat.experiments._selection_rules import BASELINE, RULES, columns_of
+from sklearn_relflat.experiments._selection_rules import (
+    BASELINE,
+    RULES,
+    TOLERANCES,
+    WITHIN,
+    columns_of,
+)
 
 #: Held-out quality, smaller is better: its name, column, and sign of the column.
 QUALITIES: dict[str, tuple[str, float, float]] = {
@@ -71,20 +77,22 @@ class Search:
     quality: dict[str, dict[str, float]]
     best: dict[str, float]
 
-    def difference(self, rule: str, quality: str) -> float:
-        """Return how much worse than the baseline a rule did.
+    def difference(self, rule: str, quality: str, against: str = BASELINE) -> float:
+        """Return how much worse than another rule a rule did.
 
         Parameters
         ----------
         rule, quality : str
             Which.
+        against : str
+            The other rule.
 
         Returns
         -------
         difference : float
             Negative where it did better.
         """
-        return self.quality[quality][rule] - self.quality[quality][BASELINE]
+        return self.quality[quality][rule] - self.quality[quality][against]
 
 
 def searches_of(records: list[dict[str, Any]]) -> list[Search]:
@@ -200,6 +208,43 @@ def rule_rows(
         row["tied"] = int((abs(losses) <= _TIE).sum())
         row["lost"] = int((losses > _TIE).sum())
         rows.append(row)
+    return rows
+
+
+def against_random_rows(searches: list[Search], seed: int) -> list[dict[str, Any]]:
+    """Whether a measure tells more than a draw among the same candidates.
+
+    Parameters
+    ----------
+    searches : list of Search
+        All.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    rows : list of dict
+        One a tolerance and measure: the differences from the mean of the candidates
+        that are compared, with their intervals.
+    """
+    grids = [search.grid for search in searches]
+    rows = []
+    for tolerance in TOLERANCES:
+        for name in WITHIN:
+            row: dict[str, Any] = {"tolerance": tolerance, "measure": name}
+            for quality in QUALITIES:
+                differences = [
+                    search.difference(
+                        f"least {name} within {tolerance}",
+                        quality,
+                        f"random within {tolerance}",
+                    )
+                    for search in searches
+                ]
+                mean, interval = clustered_interval(differences, grids, seed)
+                row[f"{quality}_difference"] = mean
+                row[f"{quality}_interval"] = interval
+            rows.append(row)
     return rows
 
 
