@@ -19,9 +19,9 @@ from sklearn_relflat.experiments._registry import load_experiment
 
 # Sums over several threads need not be the same twice, and on few cores
 # oversubscribed matrix products are several times slower.
-_ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-}
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+)
 
 
 class WorkerError(RuntimeError):
@@ -109,10 +109,11 @@ class Workers:
             If a task failed, or its process died.
         """
         results = []
-        for connection in wait(list(self._busy), timeout):
+        ready: list[Any] = list(wait(list(self._busy), timeout))
+        for connection in ready:
             number, task = self._busy.pop(connection)
             try:
-                records, seconds, failure = connection.recv()  # type: ignore[union-attr]
+                records, seconds, failure = connection.recv()
             except (EOFError, OSError):
                 raise WorkerError(
                     f"The process that measured {task!r} died: out of memory, or "
