@@ -196,8 +196,8 @@ class _Grid:
             found |= self._held_out(model)
             columns.append(found)
         grid = self._smoothed(columns, np.array(fold_losses)) | self._diagnosis()
-        grid |= {
-            f"s_{name}": rounded(value, 3) for name, value in self.clock.seconds.items()
+        grid["seconds"] = {
+            name: rounded(value, 3) for name, value in self.clock.seconds.items()
         }
         grid |= {
             "n_features": self.sample.X.shape[1],
@@ -237,16 +237,15 @@ class _Grid:
 
     def _kappas(self, model: Any) -> dict[str, float | None]:
         """Relative flatness of the output layer."""
-        X, y = self.sample.X, self.sample.y
         return {
-            name: self._tried(
-                name,
-                lambda o=options: float(
-                    relative_flatness(model, X, y, random_state=self.seed, **o)
-                ),
-            )
+            name: self._tried(name, partial(self._kappa, model, options))
             for name, options in KAPPAS.items()
         }
+
+    def _kappa(self, model: Any, options: dict[str, Any]) -> float:
+        """One relative flatness."""
+        X, y = self.sample.X, self.sample.y
+        return float(relative_flatness(model, X, y, random_state=self.seed, **options))
 
     def _measures(self, model: Any) -> dict[str, float | None]:
         """Competing measures of the whole network."""

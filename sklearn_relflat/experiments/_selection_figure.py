@@ -52,7 +52,7 @@ def draw_differences(rows: list[dict[str, Any]], by_label: list[dict[str, Any]])
         if some:
             title = f"{label} ({some[0]['searches']} searches)"
             _points(panels[-1], some, places, "log_loss", i, 0.25 * (1 - i), title)
-    panels[-1].set_xlabel("held-out log-loss [nats], apart by the diagnosis")
+    panels[-1].set_xlabel("held-out log-loss [nats], apart")
     figure.legend(fontsize=9, frameon=False, loc="outside lower right", ncols=3)
     panels[0].set_yticks([*places.values()], [*places])
     for ax in (panels[0], panels[-1]):
@@ -61,6 +61,7 @@ def draw_differences(rows: list[dict[str, Any]], by_label: list[dict[str, Any]])
         ticks = (-0.02, 0.0, 0.02, 0.1, 1.0)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
+        ax.margins(x=0.08)
     for ax in panels:
         ax.axvline(0.0, color="0.4", linewidth=0.8, zorder=0)
         ax.grid(axis="y", color="0.92", zorder=0)

@@ -94,8 +94,13 @@ def _gaussians(
     return X, np.where(rng.uniform(size=n_samples) < flipped, 1 - y, y)
 
 
-_WIDE = {"n_features": 20, "n_informative": 5, "n_redundant": 5, "flip_y": 0.0}
-_FIVE = {"n_features": 30, "n_informative": 8, "n_classes": 5}
+_WIDE: dict[str, Any] = {
+    "n_features": 20,
+    "n_informative": 5,
+    "n_redundant": 5,
+    "flip_y": 0.0,
+}
+_FIVE: dict[str, Any] = {"n_features": 30, "n_informative": 8, "n_classes": 5}
 
 #: Name of a data set to its samples.
 DATA_SETS: dict[str, Callable[[int, np.random.RandomState], Arrays]] = {

@@ -339,12 +339,12 @@ def time_rows(
     families = dict.fromkeys(s.info["family"] for s in searches)
     for family in families:
         some = [s for s in searches if s.info["family"] == family]
-        fit = np.array([s.info["s_fit"] for s in some])
+        fit = np.array([s.info["seconds"]["fit"] for s in some])
         of_references = np.array(
             [n_folds * min(1.0, n_references / s.n_candidates) for s in some]
         )
         density, calibration = (
-            np.array([s.info[f"s_{name}"] for s in some]) for name in ("sd", "sc")
+            np.array([s.info["seconds"][name] for s in some]) for name in ("sd", "sc")
         )
         calibrated = fit * (1 + of_references) + calibration
         seconds = {
@@ -371,17 +371,14 @@ def measure_rows(searches: list[Search]) -> list[dict[str, Any]]:
     rows : list of dict
         Median and largest over searches, in milliseconds.
     """
-    names = [
-        key
-        for key in searches[0].info
-        if key.startswith("s_") and key not in ("s_fit", "s_cv", "s_diagnosis")
-    ]
+    steps = ("fit", "cv", "diagnosis")
+    names = [name for name in searches[0].info["seconds"] if name not in steps]
     rows = []
     for name in names:
-        each = [1000 * s.info[name] / s.n_candidates for s in searches]
+        each = [1000 * s.info["seconds"][name] / s.n_candidates for s in searches]
         rows.append(
             {
-                "measure": name.removeprefix("s_"),
+                "measure": name,
                 "median_ms": float(np.median(each)),
                 "largest_ms": float(np.max(each)),
             }

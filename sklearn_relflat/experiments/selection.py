@@ -154,8 +154,9 @@ def summarize(
     summary : dict
         "rules": regrets and differences from the choice by cross-validated log-loss;
         "against_random": of the measures, from a draw among the candidates that they
-        compare; "by_labels": apart by the verdict on the labels; "foretold": how the rules did
-        by the verdict of each condition; "seconds" by family; "measures": time of each.
+        compare; "by_labels": apart by the verdict on the labels; "foretold": how the
+        rules did by the verdict of each condition; "seconds" by family; "measures":
+        time of each.
     """
     searches = searches_of(records)
     return {
