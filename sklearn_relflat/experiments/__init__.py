@@ -1,0 +1,1 @@
+"""One experiment for each claim: a frozen configuration in, records out."""

@@ -1,0 +1,99 @@
+"""Images for the experiments with networks: CIFAR-10, or the digits of scikit-learn."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+DIGITS = "digits"
+CIFAR10 = "cifar10"
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A training and a test sample, standardised by channel on the former.
+
+    Attributes
+    ----------
+    train, test : Tensor of shape (n_samples, n_channels, size, size)
+        The images.
+    train_labels, test_labels : Tensor of shape (n_samples,)
+        Their classes, 0 to 9.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+@lru_cache(maxsize=1)
+def load_images(name: str, n_train: int, n_test: int, folder: Path | None) -> Images:
+    """Read the first images of both subsets.
+
+    Parameters
+    ----------
+    name : {"cifar10", "digits"}
+        Which images.
+    n_train, n_test : int
+        How many.
+    folder : Path or None
+        Where CIFAR-10 is.
+
+    Returns
+    -------
+    images : Images
+        Both samples. The last ones that were read are kept.
+
+    Raises
+    ------
+    ValueError
+        If CIFAR-10 is asked for without a folder.
+    """
+    if name == DIGITS:
+        X, y = load_digits(return_X_y=True)
+        # Shuffled, because the file is ordered by who wrote.
+        order = np.random.RandomState(0).permutation(len(X))[: n_train + n_test]
+        X, y = X[order].reshape(-1, 1, 8, 8), y[order]
+        parts = [(X[:n_train], y[:n_train]), (X[n_train:], y[n_train:])]
+    elif folder is None:
+        raise ValueError(
+            "Expected the folder of CIFAR-10, got None. Pass --data DIR, or use "
+            "--preset quick, which needs no data."
+        )
+    else:
+        parts = [
+            _decoded(folder, "train", n_train),
+            _decoded(folder, "test", n_test),
+        ]
+    mean = parts[0][0].mean((0, 2, 3), keepdims=True)
+    scale = parts[0][0].std((0, 2, 3), keepdims=True)
+    tensors = []
+    for pixels, labels in parts:
+        standardised = ((pixels - mean) / scale).astype(np.float32)
+        tensors += [
+            torch.from_numpy(np.ascontiguousarray(standardised)),
+            torch.from_numpy(labels.astype(np.int64)),
+        ]
+    return Images(*tensors)
+
+
+def _decoded(folder: Path, subset: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first n images (n, 3, 32, 32) and labels of a packed subset."""
+    from PIL import Image
+
+    with np.load(folder / f"cifar10_{subset}.npz") as data:
+        jpeg, offset, label = data["jpeg"], data["offset"], data["label"]
+    images = [
+        np.asarray(Image.open(io.BytesIO(jpeg[start:stop].tobytes())).convert("RGB"))
+        for start, stop in itertools.pairwise(offset[: n + 1])
+    ]
+    return np.stack(images).transpose(0, 3, 1, 2) / np.float32(255), label[:n]
