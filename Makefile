@@ -78,6 +78,11 @@ benchmarks: $(STAMP) ## the speed tables, measured on this machine
 	@set -e; for script in $(BENCHMARKS); do \
 		echo "== $$script"; $(BIN)/python $$script; done
 
+.PHONY: experiments
+experiments: $(STAMP) ## the quick presets of all experiments, into build/experiments
+	$(BIN)/python -m sklearn_relflat.experiments all --preset quick \
+		--jobs $(WORKERS) --out build/experiments
+
 .PHONY: repo-review
 repo-review: $(STAMP) ## the Scientific Python development guide's checks
 	$(BIN)/repo-review .

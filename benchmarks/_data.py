@@ -1,10 +1,11 @@
 """Images for the benchmarks: CIFAR-10 from a local copy, or digits scaled up."""
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
+
+from sklearn_relflat.datasets import load_cifar10
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +13,7 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder with cifar10_train.npz (arrays jpeg, offset, label); without it "
+        help="folder that load_cifar10 reads; without it "
         "the digits of scikit-learn, scaled up to 32 x 32 pixels and three channels",
     )
 
@@ -26,18 +27,5 @@ def load_images(folder: Path | None, n: int) -> tuple[str, np.ndarray, np.ndarra
         index = np.arange(n) % len(X)
         X = np.kron(X[index].reshape(-1, 1, 8, 8) / 8 - 1, np.ones((1, 3, 4, 4)))
         return "digits", X.astype(np.float32), y[index].astype(np.int64)
-    from PIL import Image
-
-    with np.load(folder / "cifar10_train.npz") as data:
-        jpeg, offset, label = data["jpeg"], data["offset"], data["label"]
-    images = [
-        np.asarray(
-            Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes())).convert(
-                "RGB"
-            )
-        )
-        for i in range(n)
-    ]
-    # astype alone would keep the order of the memory, channels last.
-    X = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32, order="C") / 127.5 - 1
-    return "CIFAR-10", X, label[:n].astype(np.int64)
+    X, y = load_cifar10(folder, n_samples=n, return_X_y=True)
+    return "CIFAR-10", 2 * X - 1, y
