@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +10,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+
+from sklearn_relflat.datasets import load_cifar10
 
 DIGITS = "digits"
 CIFAR10 = "cifar10"
@@ -71,8 +71,8 @@ def load_images(name: str, n_train: int, n_test: int, folder: Path | None) -> Im
         )
     else:
         parts = [
-            _decoded(folder, "train", n_train),
-            _decoded(folder, "test", n_test),
+            load_cifar10(folder, subset=subset, n_samples=n, return_X_y=True)
+            for subset, n in (("train", n_train), ("test", n_test))
         ]
     mean = parts[0][0].mean((0, 2, 3), keepdims=True)
     scale = parts[0][0].std((0, 2, 3), keepdims=True)
@@ -84,16 +84,3 @@ def load_images(name: str, n_train: int, n_test: int, folder: Path | None) -> Im
             torch.from_numpy(labels.astype(np.int64)),
         ]
     return Images(*tensors)
-
-
-def _decoded(folder: Path, subset: str, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first n images (n, 3, 32, 32) and labels of a packed subset."""
-    from PIL import Image
-
-    with np.load(folder / f"cifar10_{subset}.npz") as data:
-        jpeg, offset, label = data["jpeg"], data["offset"], data["label"]
-    images = [
-        np.asarray(Image.open(io.BytesIO(jpeg[start:stop].tobytes())).convert("RGB"))
-        for start, stop in itertools.pairwise(offset[: n + 1])
-    ]
-    return np.stack(images).transpose(0, 3, 1, 2) / np.float32(255), label[:n]
