@@ -50,13 +50,17 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded(_one_thread: None) -> Iterator[None]:
+def _seeded(_one_thread: None, request: pytest.FixtureRequest) -> Iterator[None]:
     """Start from the same seeds in any order, and leave no global setting changed."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - what random_state=None draws from
     torch.manual_seed(0)
     before = global_state()
     yield
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    # An example shows its figures as a user would, and closes none.
+    if pyplot is not None and isinstance(request.node, pytest.DoctestItem):
+        pyplot.close("all")
     after = global_state()
     if after["open figures"] != before["open figures"]:
         sys.modules["matplotlib.pyplot"].close("all")

@@ -45,15 +45,34 @@ __all__ = [
     "pac_bayes_flatness",
     "sam_sharpness",
     "weight_norm",
+    # Evidence
+    "RankCorrelations",
+    "rank_correlations",
     # Reparameterization
     "invariance_report",
     "output_change",
     "reparameterize_layers",
     "reparameterize_neurons",
+    # Displays
+    "DensityRadiusDisplay",
+    "FeatureRobustnessDisplay",
+    "FlatnessAccuracyDisplay",
+    "GeneralizationBoundDisplay",
+    "LayerProfileDisplay",
+    "RelativeFlatnessPathDisplay",
+    "TrainingDisplay",
 ]
 
 from ._density.density_radius import DensityRadius, density_radius
 from ._density.kernel_density import VariableKernelDensity
+from ._displays.density_radius import DensityRadiusDisplay
+from ._displays.feature_robustness import FeatureRobustnessDisplay
+from ._displays.flatness_accuracy import FlatnessAccuracyDisplay
+from ._displays.generalization_bound import GeneralizationBoundDisplay
+from ._displays.layer_profile import LayerProfileDisplay
+from ._displays.ridge_path import RelativeFlatnessPathDisplay
+from ._displays.training import TrainingDisplay
+from ._evidence.rank_correlations import RankCorrelations, rank_correlations
 from ._flatness.relative_flatness import layerwise_relative_flatness, relative_flatness
 from ._flatness.result import RelativeFlatness
 from ._invariance.reparameterize import reparameterize_layers, reparameterize_neurons

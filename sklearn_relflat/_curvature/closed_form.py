@@ -67,10 +67,9 @@ def closed_form_sums(
     """
     layer = form.layer
     sums = RiskSums([FormSums()])
-    gram = wide(form.factor)
-    gram = gram @ gram.T
+    root = wide(form.factor)
     for point, phi in _output_points(view, source, layer, look):
-        inner = view.loss.hessian_inner(point.wide_outputs, point.targets, gram)
+        inner = view.loss.hessian_inner(point.wide_outputs, point.targets, root)
         phi = wide(phi)
         value = scaled(phi, form).square().sum((1, 2)) * inner
         sums.add(point, value[None, None])

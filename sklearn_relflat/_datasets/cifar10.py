@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import pickle
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,17 @@ BATCHES = {
     "train": [f"data_batch_{i}" for i in range(1, 6)],
     "test": ["test_batch"],
 }
-CLASSES = np.array(
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship"]
-    + ["truck"]
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
 )
 DESCRIPTION = """CIFAR-10: colour images of 32 x 32 pixels in ten classes, 50,000 to \
 train and 10,000 to test (A. Krizhevsky. Learning multiple layers of features from \
@@ -90,12 +99,14 @@ def load_cifar10(
     if subset not in SUBSETS:
         raise ValueError(f"subset must be one of {list(SUBSETS)}, got {subset!r}.")
     folder = Path(folder)
-    pixels, labels, names = [], [], CLASSES
+    pixels, labels = [], []
+    names: Sequence[str] = CLASSES
     left = n_samples
     for part in SUBSETS[subset]:
         packed = folder / f"cifar10_{part}.npz"
         if packed.is_file():
-            images, target, names = _read_packed(packed, left)
+            images, target, found = _read_packed(packed, left)
+            names = [str(name) for name in found]
         else:
             images, target = _read_batches(folder, part, left)
         pixels.append(images)
@@ -122,7 +133,8 @@ def fetch_cifar10(
     """Fetch the 60,000 images of CIFAR-10 from OpenML (downloaded once).
 
     OpenML does not mark which images are for training and which for testing: split them
-    yourself, or use :func:`load_cifar10` with the original archive.
+    yourself, or use :func:`load_cifar10` with the original archive. Rows are taken to
+    be the archive's, channel by channel.
 
     Parameters
     ----------
@@ -181,7 +193,7 @@ def _bunch(
     pixels: np.ndarray,
     labels: np.ndarray,
     *,
-    names: np.ndarray,
+    names: Sequence[str],
     n_samples: int | None,
     source: str,
     as_images: bool,
@@ -201,7 +213,7 @@ def _bunch(
     return Bunch(
         data=data,
         target=target,
-        target_names=[str(name) for name in names],
+        target_names=list(names),
         DESCR=DESCRIPTION + source,
     )
 
@@ -215,7 +227,8 @@ def _read_packed(
     except ImportError as error:
         raise ImportError(
             f"{file.name} holds JPEG images, which Pillow decodes, and Pillow is not "
-            "installed. Run `pip install pillow`, or use cifar-10-batches-py."
+            "installed. Run `pip install sklearn-relflat[images]`, or use "
+            "cifar-10-batches-py."
         ) from error
     with np.load(file) as data:
         jpeg, offset = data["jpeg"], data["offset"]

@@ -14,10 +14,10 @@ from sklearn_relflat._losses.base import (
     Loss,
     class_labels,
     draw_columns,
-    gram_for,
     n_positions,
     one_hot_like,
     one_per_sample,
+    root_for,
 )
 from sklearn_relflat._losses.cuts import cut_places
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
@@ -251,10 +251,10 @@ class AutogradLoss(Loss):
         c = chosen * values.abs().sum(1, keepdim=True).sqrt()
         return c.reshape(outputs.shape), values.gather(1, k)[:, 0].sign()
 
-    def hessian_inner(self, outputs: Tensor, targets: Tensor, gram: Tensor) -> Tensor:
+    def hessian_inner(self, outputs: Tensor, targets: Tensor, root: Tensor) -> Tensor:
         """See `Loss.hessian_inner`."""
-        gram = gram_for(outputs, gram)
-        return (self._hessian(outputs, targets) * gram).sum((1, 2))
+        root = root_for(outputs, root)
+        return (self._hessian(outputs, targets) * (root @ root.T)).sum((1, 2))
 
 
 class Brier(AutogradLoss):

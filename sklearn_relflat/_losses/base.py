@@ -87,8 +87,8 @@ class Loss(ABC):
         """One random (c, s) with E[s_i c_i c_i^T] = C_i, independent over samples."""
 
     @abstractmethod
-    def hessian_inner(self, outputs: Tensor, targets: Tensor, gram: Tensor) -> Tensor:
-        """<gram, C_i> per sample, (n,), for a (K, K) gram and outputs (n, K)."""
+    def hessian_inner(self, outputs: Tensor, targets: Tensor, root: Tensor) -> Tensor:
+        """<B B^T, C_i> per sample, (n,), for a root B (K, r) and outputs (n, K)."""
 
 
 def is_integer(y: Tensor) -> bool:
@@ -181,13 +181,13 @@ def draw_columns(mass: Tensor, generator: torch.Generator) -> Tensor:
     return (cumulated <= level).sum(1, keepdim=True).clamp_(max=mass.shape[1] - 1)
 
 
-def gram_for(outputs: Tensor, gram: Tensor) -> Tensor:
-    """Gram matrix in the dtype of the outputs, its size checked against theirs."""
+def root_for(outputs: Tensor, root: Tensor) -> Tensor:
+    """Root of a Gram matrix in the dtype of the outputs, its size checked."""
     n_outputs = 1 if outputs.ndim == 1 else outputs.shape[1]
-    if outputs.ndim > 2 or gram.shape != (n_outputs, n_outputs):
+    if outputs.ndim > 2 or root.ndim != 2 or len(root) != n_outputs:
         raise ValueError(
-            "Expected outputs of shape (n, K) and a gram matrix of shape (K, K), got "
-            f"{tuple(outputs.shape)!r} and {tuple(gram.shape)!r}. Use the factors of "
-            "the Hessian for outputs with positions."
+            "Expected outputs of shape (n, K) and the root of a Gram matrix of shape "
+            f"(K, r), got {tuple(outputs.shape)!r} and {tuple(root.shape)!r}. Use the "
+            "factors of the Hessian for outputs with positions."
         )
-    return gram.to(outputs)
+    return root.to(outputs)

@@ -14,11 +14,11 @@ from sklearn_relflat._losses.base import (
     Loss,
     class_labels,
     draw_columns,
-    gram_for,
     n_positions,
     one_hot_like,
     one_per_sample,
     random_signs,
+    root_for,
     sum_of_others,
 )
 
@@ -207,14 +207,35 @@ class CrossEntropy(Loss):
         c = scale * (-p).scatter(1, k, others.gather(1, k))
         return c.reshape(by_position.shape).movedim(-1, 1), None
 
-    def hessian_inner(self, outputs: Tensor, targets: Tensor, gram: Tensor) -> Tensor:
-        """See `Loss.hessian_inner`."""
-        gram = gram_for(outputs, gram)
-        # <G, diag(p) - p p^T> is the variance of the rows under p, which equals half
-        # the mean squared distance of two of them: a sum of terms >= 0 that does not
-        # cancel when the softmax saturates.
-        diagonal = gram.diagonal()
-        distances = diagonal[:, None] + diagonal[None, :] - gram - gram.T
-        p = torch.softmax(outputs, 1)
+    def hessian_inner(self, outputs: Tensor, targets: Tensor, root: Tensor) -> Tensor:
+        """See `Loss.hessian_inner`; linear in K where classes are many."""
+        root = root_for(outputs, root)
+        n, (n_classes, width) = len(outputs), root.shape
+        # <B B^T, diag(p) - p p^T> is the variance of the rows of B under p.
+        few = n_classes * (n + width) <= 2 * n * width
+        variance = _variance_of_pairs if few else _variance_around_top
         total = self._distribution(outputs, targets).sum(1)
-        return 0.5 * total * ((p @ distances) * p).sum(1)
+        return total * variance(torch.softmax(outputs, 1), root)
+
+
+def _variance_of_pairs(p: Tensor, rows: Tensor) -> Tensor:
+    """Variance of rows (K, r) under each p (n, K): half the mean squared distance."""
+    # A sum of terms >= 0 that does not cancel when the softmax saturates.
+    gram = rows @ rows.T
+    diagonal = gram.diagonal()
+    distances = diagonal[:, None] + diagonal[None, :] - 2.0 * gram
+    return 0.5 * ((p @ distances) * p).sum(1)
+
+
+def _variance_around_top(p: Tensor, rows: Tensor) -> Tensor:
+    """Variance of rows (K, r) under each p (n, K), in O(n K r) and O(n K) memory."""
+    # Around the row b_t of the most probable class: the mean squared distance to it is
+    # of the order of 1 - p_t, the square of the mean's distance that is taken away of
+    # its square, so that a saturated softmax loses no digits.
+    rows = rows - rows.mean(0)
+    top = p.argmax(1, keepdim=True)
+    others = p.scatter(1, top, 0.0)
+    norms = rows.square().sum(1)
+    distances = norms + norms[top] - 2.0 * rows[top[:, 0]] @ rows.T
+    offset = others.scatter(1, top, -others.sum(1, keepdim=True)) @ rows
+    return (others * distances).sum(1) - offset.square().sum(1)

@@ -14,11 +14,11 @@ from sklearn_relflat._losses.base import (
     Factor,
     Loss,
     class_labels,
-    gram_for,
     is_integer,
     one_hot_like,
     one_per_sample,
     random_signs,
+    root_for,
 )
 
 
@@ -101,9 +101,9 @@ class PointwiseLoss(Loss):
         signs = random_signs(tuple(outputs.shape), generator, outputs)
         return signs * self._root(outputs, targets), None
 
-    def hessian_inner(self, outputs: Tensor, targets: Tensor, gram: Tensor) -> Tensor:
+    def hessian_inner(self, outputs: Tensor, targets: Tensor, root: Tensor) -> Tensor:
         """See `Loss.hessian_inner`."""
-        diagonal = gram_for(outputs, gram).diagonal()
+        diagonal = root_for(outputs, root).square().sum(1)
         hessian = self._share(outputs) * self._curvature(outputs, targets)
         return hessian.reshape(len(outputs), -1) @ diagonal
 

@@ -311,7 +311,7 @@ class LocalRisk:
         weight = self.output_layer.weight
         m = weight.shape[1]
         inner = self.view.loss.hessian_inner(
-            self.outputs[rows], self.targets[rows], weight @ weight.T
+            self.outputs[rows], self.targets[rows], weight
         )
         norms = (self.features[rows] ** 2).sum(axis=(1, 2))
         change = local.second_moment(m) / (2 * m) * norms * inner.numpy()

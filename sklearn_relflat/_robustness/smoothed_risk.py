@@ -6,8 +6,9 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-from sklearn_relflat._density.density_radius import DensityRadius, density_radius
+from sklearn_relflat._density.density_radius import DensityRadius
 from sklearn_relflat._density.feature_metric import SHAPES, FeatureMetric
+from sklearn_relflat._density.radius_memory import remembered_radius
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoother import open_smoother
 from sklearn_relflat._robustness.smoothing import INPUT
@@ -171,8 +172,8 @@ def smoothed_risk(
         density = size if isinstance(size, DensityRadius) else None
         if isinstance(size, str):
             assert features is not None
-            density = density_radius(
-                features, labels, shape=shape, sample_weight=weights, random_state=0
+            density = remembered_radius(
+                features, labels, shape=shape, sample_weight=weights
             )
         delta = float(size if density is None else density)
         return smoother.run(

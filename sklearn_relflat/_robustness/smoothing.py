@@ -111,8 +111,8 @@ class Perturbed(ABC):
             share memory with the second.
         """
 
-    def gram(self, metric: FeatureMetric) -> Tensor | None:
-        """``W Sigma W^T`` where the outputs are W phi + b, else None."""
+    def root(self, metric: FeatureMetric) -> Tensor | None:
+        """W L where the outputs are W phi + b and Sigma = L L^T, else None."""
         return None
 
 
@@ -281,12 +281,11 @@ class PerturbedLayer(Perturbed):
                 seen.shifts[self._layer.name] = lambda _: next(shapes)
             return seen.run(view, own_copy(self._inputs))
 
-    def gram(self, metric: FeatureMetric) -> Tensor | None:
-        """See `Perturbed.gram`."""
+    def root(self, metric: FeatureMetric) -> Tensor | None:
+        """See `Perturbed.root`."""
         if not self.is_linear:
             return None
-        rows = metric.coloured_transposed(wide(self._layer.weight.detach()))
-        return rows @ rows.T
+        return metric.coloured_transposed(wide(self._layer.weight.detach()))
 
 
 def pairs_of(
@@ -380,10 +379,10 @@ class Risk:
         self, perturbed: Perturbed, metric: FeatureMetric
     ) -> Curvature | None:
         """Second order of the loss in the outputs, where these are W phi + b."""
-        gram = None if self._is_error else perturbed.gram(metric)
-        if gram is None:
+        root = None if self._is_error else perturbed.root(metric)
+        if root is None:
             return None
-        return Curvature(self._problem, perturbed, gram, metric)
+        return Curvature(self._problem, perturbed, root, metric)
 
 
 class Curvature:
@@ -401,7 +400,7 @@ class Curvature:
         self,
         problem: Problem,
         perturbed: Perturbed,
-        gram: Tensor,
+        root: Tensor,
         metric: FeatureMetric,
     ) -> None:
         loss, batch = problem.view.loss, perturbed.batch
@@ -410,7 +409,7 @@ class Curvature:
         self._targets = risk_of(problem, batch, perturbed.outputs)[3]
         self.is_exact = isinstance(loss, SquaredError)
         phi = wide(metric.whitened(perturbed.features[:, :, 0]))
-        inner = loss.hessian_inner(self._outputs, self._targets, gram)
+        inner = loss.hessian_inner(self._outputs, self._targets, root)
         self.expected = phi.square().sum(1) * inner / (2 * phi.shape[1])
 
     def drawn(self, moved: Tensor) -> Tensor | None:

@@ -132,13 +132,14 @@ def compare_models(
 
     The model with the smallest `smoothed_risk` is the one to take, whatever the
     training losses are; relative flatness alone compares models of about the same
-    training loss only. Nothing is fitted.
+    training loss only.
 
     Parameters
     ----------
-    models : dict of str to estimator, or list of estimator
-        Fitted models, see `relative_flatness`. A search is refused: it has not kept
-        its candidates.
+    models : dict of str to estimator, list of estimator, or search
+        Fitted models, see `relative_flatness`. Of a fitted search, its candidates: the
+        best one as it is, all others fitted again on X and y, as a search does not
+        keep them (``search.n_jobs`` at a time).
     X : {array-like, sparse matrix, Tensor, Dataset, dict} of shape (n_samples, ...)
         The sample that they were trained on.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
@@ -174,10 +175,12 @@ def compare_models(
     Raises
     ------
     TypeError
-        If the models are not a dict or a list, or one of them is not supported.
+        If the models are no dict, list or search, or one of them is not supported.
     ValueError
-        If they were trained with different losses, or test targets are missing, or as
-        `smoothed_risk` does.
+        If they were trained with different losses, or test targets are missing, or
+        weights are given with a search, or as `smoothed_risk` does.
+    sklearn.exceptions.NotFittedError
+        If a model or the search is not fitted.
 
     See Also
     --------
@@ -221,7 +224,7 @@ def compare_models(
     >>> min(rows, key=lambda row: row["test_loss"])["model"]
     'medium'
     """
-    named = named_models(models)
+    named = named_models(models, X, y, sample_weight=sample_weight)
     if X_test is None and y_test is not None:
         raise ValueError(
             "Expected X_test with y_test, got X_test=None. Pass the samples of y_test."

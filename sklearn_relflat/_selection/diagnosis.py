@@ -11,6 +11,7 @@ import numpy as np
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._layers.layers import list_layers
 from sklearn_relflat._measures.norms import weight_norm
+from sklearn_relflat._models.wrappers import is_search
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 from sklearn_relflat._robustness.smoother import open_smoother
@@ -156,8 +157,9 @@ def flatness_diagnosis(
 
     Parameters
     ----------
-    estimator : estimator, dict of str to estimator, or list of estimator
-        A fitted model, see `relative_flatness`, or candidates that are to be compared.
+    estimator : estimator, dict of str to estimator, list of estimator, or search
+        A fitted model, see `relative_flatness`, or candidates that are to be compared;
+        those of a fitted search as in `compare_models`.
     X : {array-like, sparse matrix, Tensor, Dataset, dict} of shape (n_samples, ...)
         The sample that the model was trained on.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
@@ -193,7 +195,9 @@ def flatness_diagnosis(
         If a model is not supported.
     ValueError
         If an option or the data are not valid, or several models were trained with
-        different losses.
+        different losses, or weights are given with a search.
+    sklearn.exceptions.NotFittedError
+        If a model or the search is not fitted.
 
     See Also
     --------
@@ -247,9 +251,12 @@ def flatness_diagnosis(
     >>> flatness_diagnosis(model.fit(X, noisy), X, noisy).failing
     ['labels constant']
     """
-    is_group = isinstance(estimator, dict | list | tuple)
+    is_group = isinstance(estimator, dict | list | tuple) or is_search(estimator)
     named = named_models(
-        estimator if is_group else {type(estimator).__name__: estimator}
+        estimator if is_group else {type(estimator).__name__: estimator},
+        X,
+        y,
+        sample_weight=sample_weight,
     )
     seed = one_seed(random_state)
     options = {

@@ -3,6 +3,7 @@
 import numbers
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,30 @@ class CannotChooseError(ValueError):
             "cv_results_."
         )
         self.cv_results_ = dict(cv_results)
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What a rule compares.
+
+    Attributes
+    ----------
+    score, flatness, loss : ndarray of shape (n_candidates,)
+        Of all candidates; larger flatness is flatter, an unknown loss is NaN.
+    best : int
+        The candidate with the best score.
+    margin : float
+        Largest distance to its score.
+    admitted : ndarray of int
+        The candidates whose flatness is compared.
+    """
+
+    score: np.ndarray
+    flatness: np.ndarray
+    loss: np.ndarray
+    best: int
+    margin: float
+    admitted: np.ndarray
 
 
 class FlattestWithin(BaseEstimator):
@@ -169,6 +194,18 @@ class FlattestWithin(BaseEstimator):
 
     def _choose(self, cv_results: Mapping[str, Any]) -> int:
         """Choose a candidate, or say why none can be chosen."""
+        found = self._admitted(cv_results)
+        among = found.admitted
+        # The last key is the first to sort by; what still ties stays in order.
+        order = np.lexsort((-found.score[among], -found.flatness[among]))
+        chosen = int(among[order[0]])
+        # Where flatness changed nothing, nothing hangs on what it compared.
+        if self.loss_tol is None and chosen != found.best:
+            _warn_if_unequal(found.loss[among])
+        return chosen
+
+    def _admitted(self, cv_results: Mapping[str, Any]) -> Admitted:
+        """Find the candidates whose flatness is compared."""
         if self.split not in ("train", "test"):
             raise ValueError(
                 f'Expected split to be "train" or "test", got {self.split!r}.'
@@ -189,16 +226,10 @@ class FlattestWithin(BaseEstimator):
         best = int(np.flatnonzero(finite)[score[finite].argmax()])
         # The tolerance is meant in decimals: 0.95 is within 0.01 of 0.96.
         margin = self._tolerance(cv_results, best) + 1e-12 * abs(score[best])
-        accurate = np.flatnonzero(finite & (score >= score[best] - margin))
+        admitted = np.flatnonzero(finite & (score >= score[best] - margin))
         if self.loss_tol is not None:
-            accurate = _near_the_median(accurate, loss, score, self.loss_tol)
-        # The last key is the first to sort by; what still ties stays in order.
-        order = np.lexsort((-score[accurate], -flatness[accurate]))
-        chosen = int(accurate[order[0]])
-        # Where flatness changed nothing, nothing hangs on what it compared.
-        if self.loss_tol is None and chosen != best:
-            _warn_if_unequal(loss[accurate])
-        return chosen
+            admitted = _near_the_median(admitted, loss, score, self.loss_tol)
+        return Admitted(score, flatness, loss, best, margin, admitted)
 
     def _training_loss(self, cv_results: Mapping[str, Any]) -> np.ndarray:
         """Return the training losses, NaN where they are not known."""

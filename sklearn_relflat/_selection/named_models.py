@@ -11,16 +11,22 @@ from typing import Any
 from sklearn.utils import check_random_state
 
 from sklearn_relflat._models.wrappers import is_search
+from sklearn_relflat._selection.searched_models import searched_models
 
 
-def named_models(models: Any) -> dict[str, Any]:
+def named_models(
+    models: Any, X: Any = None, y: Any = None, *, sample_weight: Any = None
+) -> dict[str, Any]:
     """Give every fitted model a name.
 
     Parameters
     ----------
-    models : dict of str to estimator, or sequence of estimator
+    models : dict of str to estimator, sequence of estimator, or search
         The models. Those of a sequence are called after their class, and after the
-        parameters that tell them from others of the class.
+        parameters that tell them from others of the class. Of a fitted search, its
+        candidates, see `searched_models`.
+    X, y, sample_weight : array-like
+        What the candidates of a search are fitted on.
 
     Returns
     -------
@@ -30,9 +36,11 @@ def named_models(models: Any) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        If they are neither, such as a search, which has not kept its candidates.
+        If they are none of these.
     ValueError
-        If there is none.
+        If there is none, or as `searched_models` does.
+    sklearn.exceptions.NotFittedError
+        If the search is not fitted.
 
     Examples
     --------
@@ -42,7 +50,7 @@ def named_models(models: Any) -> dict[str, Any]:
     ['LogisticRegression(C=0.1)', 'LogisticRegression(C=1.0)', 'RidgeClassifier']
     """
     if is_search(models):
-        raise TypeError(_search_refusal(models))
+        return searched_models(models, X, y, sample_weight=sample_weight)
     if isinstance(models, Mapping):
         named = {str(name): model for name, model in models.items()}
         if len(named) < len(models):
@@ -54,7 +62,7 @@ def named_models(models: Any) -> dict[str, Any]:
         named = dict(zip(_names(list(models)), models, strict=True))
     else:
         raise TypeError(
-            "Expected a dict or a list of fitted models, got "
+            "Expected a dict or a list of fitted models, or a fitted search, got "
             f"{type(models).__name__!r}. Pass {{'a name': model}}."
         )
     if not named:
@@ -91,17 +99,6 @@ def one_seed(random_state: Any) -> int:
     if isinstance(random_state, Integral):
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _search_refusal(search: Any) -> str:
-    """Say what to do with a search."""
-    name = type(search).__name__
-    return (
-        f"Expected fitted models, got the search {name}, which has not kept its "
-        "candidates: at most its best_estimator_ is fitted. Fit those that matter, "
-        "models = {str(p): clone(search.estimator).set_params(**p).fit(X, y) for p in "
-        "search.cv_results_['params']}, and pass models."
-    )
 
 
 def _names(models: list[Any]) -> list[str]:

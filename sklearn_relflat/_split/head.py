@@ -214,9 +214,8 @@ class OutputHead(Head):
 
     def kappa_sum(self) -> Tensor | None:
         """See `Head.kappa_sum`; the closed form of an output layer."""
-        gram = wide(self.layer.weight)
         inner = self.problem.view.loss.hessian_inner(
-            self.base, self.lin.targets, gram @ gram.T
+            self.base, self.lin.targets, wide(self.layer.weight)
         )
         return (self.lin.weight * inner * wide(self._flat).square().sum(1)).sum()
 

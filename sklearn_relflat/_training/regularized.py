@@ -126,7 +126,7 @@ def _mean_curvature(
 ) -> Tensor:
     """Return mean_i ||phi_i||^2 <w w^T, C_i>, with the mean as the criterion has it."""
     targets = loss.targets(outputs.detach(), y)
-    inner = loss.hessian_inner(outputs, targets, weight @ weight.T)
+    inner = loss.hessian_inner(outputs, targets, weight)
     total = (phi.square().sum(1) * inner).sum()
     if loss.reduction == "sum":
         return total

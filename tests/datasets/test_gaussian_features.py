@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.integrate import dblquad, quad
+from scipy.stats import multivariate_normal, norm
 
 from sklearn_relflat.datasets import make_gaussian_features
 
@@ -79,3 +79,19 @@ def test_a_seed_fixes_everything_and_leaves_the_global_ones():
 def test_errors_name_the_parameter(parameters, message):
     with pytest.raises(ValueError, match=message):
         make_gaussian_features(**parameters)
+
+
+@pytest.mark.parametrize("class_sep", [0.3, 1.0, 3.0])
+def test_bayes_risk_of_a_diagonal_by_adaptive_quadrature(class_sep):
+    def integrand(b, a):
+        corners = class_sep * np.array([[-1, -1], [1, 1], [-1, 1], [1, -1]])
+        density = multivariate_normal.pdf(corners, (a, b))
+        # One of the two Gaussians of the first class stands for all four.
+        return -np.log(density[:2].sum() / density.sum()) * density[1]
+
+    span = (class_sep - 8, class_sep + 8)
+    exact, _ = dblquad(integrand, *span, *span, epsabs=1e-9, epsrel=1e-9)
+    found = make_gaussian_features(
+        1, class_sep=class_sep, arrangement="opposite", random_state=0
+    )
+    assert found.bayes_risk == pytest.approx(exact, abs=1e-8)

@@ -12,6 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sklearn_relflat._losses.cross_entropy import (
+    _variance_around_top,
+    _variance_of_pairs,
+)
 from sklearn_relflat._losses.table import (
     LOSSES,
     BinaryCrossEntropy,
@@ -259,10 +263,9 @@ def test_hand_computed(row):
     hessian = np.array(hessian)
     total = sum(outer(c, s) for c, s in loss.factors(outputs, targets))
     np.testing.assert_allclose(total[0], hessian, rtol=0, atol=1e-14)
-    gram = np.arange(hessian.size).reshape(hessian.shape) + np.eye(len(hessian))
-    gram = gram + gram.T
-    inner = loss.hessian_inner(outputs, targets, torch.tensor(gram))
-    assert inner.item() == pytest.approx((gram * hessian).sum(), abs=1e-13)
+    root = np.arange(hessian.size).reshape(hessian.shape) / 3 + np.eye(len(hessian))
+    inner = loss.hessian_inner(outputs, targets, torch.tensor(root))
+    assert inner.item() == pytest.approx((root @ root.T * hessian).sum(), abs=1e-13)
 
 
 # --- torch's own scalar
@@ -372,18 +375,44 @@ def test_factors(case):
     torch.testing.assert_close(total, derivatives(case)[1], rtol=0, atol=1e-10)
 
 
+# Wide roots and narrow ones: the cross-entropy of many classes has a way of its own.
+@pytest.mark.parametrize("width", [1, 2, 50])
 @pytest.mark.parametrize("case", [c for c in CASES if CASES[c][1].ndim < 3])
-def test_hessian_inner(case):
+def test_hessian_inner(case, width):
     loss, outputs, targets = prepared(case)
     hessian = derivatives(case)[1]
-    weight = normal(hessian.shape[1], 5, seed=8)
-    gram = weight @ weight.T
+    root = normal(hessian.shape[1], width, seed=8)
     torch.testing.assert_close(
-        loss.hessian_inner(outputs, targets, gram),
-        (hessian * gram).sum((1, 2)),
-        rtol=0,
+        loss.hessian_inner(outputs, targets, root),
+        (hessian * (root @ root.T)).sum((1, 2)),
+        rtol=1e-11,
         atol=1e-10,
     )
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+def test_both_variances_of_rows_are_the_mean_squared_distance(shift):
+    p = torch.softmax(40 * normal(30, 7, seed=1), 1)
+    rows = normal(7, 4, seed=2) + shift
+    distances = (rows[:, None] - rows[None, :]).square().sum(2)
+    exact = 0.5 * torch.einsum("nk,kl,nl->n", p, distances, p)
+    assert float(exact.min()) < 1e-12 < 1e-3 < float(exact.max())
+    # Of rows far from the origin the few classes' way loses what a matrix product does.
+    torch.testing.assert_close(_variance_around_top(p, rows), exact, rtol=1e-8, atol=0)
+    if not shift:
+        torch.testing.assert_close(_variance_of_pairs(p, rows), exact)
+
+
+def test_many_classes_take_no_matrix_of_pairs():
+    # A matrix of pairs of classes alone would take 80 GB.
+    n_classes = 100_000
+    outputs, root = normal(2, n_classes), normal(n_classes, 3, seed=1)
+    loss = CrossEntropy()
+    targets = loss.targets(outputs, torch.tensor([0, 1]))
+    p = torch.softmax(outputs, 1)
+    mean = p @ root
+    exact = (p[:, :, None] * (root - mean[:, None]).square()).sum((1, 2))
+    torch.testing.assert_close(loss.hessian_inner(outputs, targets, root), exact)
 
 
 def repeated(case, n_draws, seed=0):
@@ -461,8 +490,11 @@ def test_saturated_cross_entropy(gap, label):
     weight = np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]])
     differences = weight[:, None] - weight[None, :]
     inner = -0.5 * (np.square(differences).sum(2) * hessian).sum()
-    gram = torch.tensor(weight @ weight.T)
-    close(loss.hessian_inner(outputs, targets, gram).item(), inner)
+    root = torch.tensor(weight)
+    close(loss.hessian_inner(outputs, targets, root).item(), inner)
+    p = torch.softmax(outputs, 1)
+    for variance in (_variance_of_pairs, _variance_around_top):
+        close(variance(p, root).item(), inner)
     c, _ = loss.sampled_factor(outputs, targets, torch.Generator().manual_seed(0))
     close(c.square().sum().item(), np.trace(hessian))
 
@@ -758,7 +790,7 @@ def test_smooth_criterion_may_be_linear_on_a_batch():
 
 
 @pytest.mark.parametrize("case", ["ce", "mse-many", "callable", "ce-dense"])
-def test_gram_of_another_size(case):
+def test_root_of_another_size(case):
     loss, outputs, targets = prepared(case)
-    with pytest.raises(ValueError, match=r"gram matrix of shape \(K, K\), got"):
+    with pytest.raises(ValueError, match=r"Gram matrix of shape \(K, r\), got"):
         loss.hessian_inner(outputs, targets, torch.eye(5))

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.exceptions import NotFittedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
     Ridge,
     RidgeClassifier,
 )
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
@@ -20,6 +22,7 @@ import sklearn_relflat._measures.tables as tables
 from sklearn_relflat import (
     SmoothedRiskSearchCV,
     compare_models,
+    flatness_diagnosis,
     relative_flatness,
     smoothed_risk,
 )
@@ -225,17 +228,67 @@ def test_different_losses_are_refused(data):
 
 
 @pytest.mark.parametrize("kind", [GridSearchCV, SmoothedRiskSearchCV])
-def test_searches_are_refused_with_the_way_out(data, kind):
+def test_candidates_of_a_search_are_those_fitted_by_hand(data, kind):
     X, y = data[0][:100], data[1][:100]
     search = kind(LogisticRegression(), {"C": [0.1, 1.0, 10.0]}, cv=2).fit(X, y)
-    with pytest.raises(TypeError, match=rf"{kind.__name__}, which has not kept"):
-        compare_models(search, X, y)
-    # The way out that the message names.
     models = {
-        str(p): clone(search.estimator).set_params(**p).fit(X, y)
+        f"C={p['C']}": clone(search.estimator).set_params(**p).fit(X, y)
         for p in search.cv_results_["params"]
     }
-    assert len(compare_models(models, X, y).rows()) == 3
+    comparison = compare_models(search, X, y)
+    assert comparison.rows() == compare_models(models, X, y).rows()
+    assert comparison.best in models
+    diagnosis = flatness_diagnosis(search, X, y)
+    assert diagnosis.frame().equals(flatness_diagnosis(models, X, y).frame())
+
+
+def test_the_best_of_a_search_is_the_one_that_it_kept(data):
+    X, y = data[0][:100], data[1][:100]
+    search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=2).fit(X, y)
+    search.best_estimator_.coef_ *= 3.0
+    kept = smoothed_risk(search.best_estimator_, X, y, random_state=0)
+    row = compare_models(search, X, y).rows()[search.best_index_]
+    assert row["smoothed_risk"] == kept.value
+
+
+def test_candidates_are_named_by_what_tells_them_apart(data):
+    X, y = data[0][:100], data[1][:100]
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    grid = [
+        {"standardscaler": [StandardScaler(), "passthrough"]},
+        {"logisticregression__C": [0.1], "standardscaler": ["passthrough"]},
+    ]
+    search = GridSearchCV(pipeline, grid, cv=2).fit(X, y)
+    assert [row["model"] for row in compare_models(search, X, y).rows()] == [
+        "standardscaler=StandardScaler",
+        "standardscaler='passthrough'",
+        "standardscaler='passthrough', logisticregression__C=0.1",
+    ]
+    alike = GridSearchCV(LogisticRegression(), {"C": [1.0, 1.0]}, cv=2).fit(X, y)
+    assert len(compare_models(alike, X, y).rows()) == 1
+
+
+def test_a_search_that_halves_has_each_candidate_once(data):
+    X, y = data
+    search = HalvingGridSearchCV(
+        LogisticRegression(), {"C": [0.1, 1.0, 10.0]}, cv=2, random_state=0
+    ).fit(X, y)
+    assert len(search.cv_results_["params"]) > 3
+    assert len(compare_models(search, X, y).rows()) == 3
+
+
+def test_a_search_that_cannot_be_compared_says_so(data):
+    X, y = data[0][:100], data[1][:100]
+    search = GridSearchCV(LogisticRegression(), {"C": [0.1, -1.0]}, cv=2)
+    with pytest.raises(NotFittedError, match="a fitted search, got GridSearchCV"):
+        compare_models(search, X, y)
+    search.set_params(param_grid={"C": [0.1, 1.0]}).fit(X, y)
+    with pytest.raises(ValueError, match="does not say whether with weights"):
+        compare_models(search, X, y, sample_weight=np.ones(100))
+    search.cv_results_["params"][1 - search.best_index_]["C"] = -1.0
+    with pytest.raises(ValueError, match="'C' parameter") as caught:
+        compare_models(search, X, y)
+    assert "candidate {'C': -1.0}" in caught.value.__notes__[0]
 
 
 def test_errors_say_what_to_do(data, models):

@@ -1,0 +1,1 @@
+"""Pictures of the measures, as scikit-learn's Displays."""

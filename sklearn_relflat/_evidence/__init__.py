@@ -1,0 +1,1 @@
+"""How well measures order runs by what was to be predicted."""
