@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sklearn_relflat.experiments._all_measures import measure_network, rounded
+from sklearn_relflat.experiments._figure5_summary import figure_of, summary_of
 from sklearn_relflat.experiments._images import CIFAR10, DIGITS, load_images
 from sklearn_relflat.experiments._lenet import LeNet5, risk_of
 from sklearn_relflat.experiments._lenet_training import Recipe, seed_of, train
@@ -107,6 +108,8 @@ HYPERPARAMETERS = (
     "batch_size",
     "weight_decay",
 )
+#: What is held fixed for the correlations within strata.
+STRATA = ("optimizer", "batch_size")
 #: Names of the learning rates of an optimizer.
 LEVELS = ("low", "mid", "high")
 
@@ -205,3 +208,41 @@ def _network(config: Config) -> LeNet5:
     if config.data == DIGITS:
         return LeNet5(n_channels=1, size=8, kernel=3, widths=(32, 24))
     return LeNet5()
+
+
+def summarize(
+    records: list[dict[str, Any]], config: Config, seed: int
+) -> dict[str, Any]:
+    """Correlate the measures with gap, test loss and test error.
+
+    Parameters
+    ----------
+    records : list of dict
+        All records.
+    config : Config
+        The factorial.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    summary : dict
+        See `summary_of`.
+    """
+    return summary_of(records, config.thresholds, HYPERPARAMETERS, STRATA, seed)
+
+
+def draw(summary: dict[str, Any]) -> Any:
+    """Draw the correlations over the training loss.
+
+    Parameters
+    ----------
+    summary : dict
+        Of `summarize`.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        See `figure_of`.
+    """
+    return figure_of(summary)
