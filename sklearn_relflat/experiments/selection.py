@@ -71,7 +71,7 @@ PRESETS = {
             ("separated", 100, "mlp"),
             ("noisy moons", 100, "skorch"),
         ),
-        n_splits=2,
+        n_splits=1,
         n_test=300,
         n_folds=3,
         n_candidates=4,
