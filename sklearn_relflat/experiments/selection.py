@@ -33,8 +33,8 @@ CLAIM = (
     "smoothed risk of one fit chooses about as well as cross-validation does."
 )
 COST = {
-    "quick": "15 seconds",
-    "full": "15 minutes",
+    "quick": "25 seconds of one core",
+    "full": "30 minutes of one core",
 }
 NEEDS_DATA = False
 
