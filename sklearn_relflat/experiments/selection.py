@@ -33,8 +33,8 @@ CLAIM = (
     "smoothed risk of one fit chooses about as well as cross-validation does."
 )
 COST = {
-    "quick": "15 seconds",
-    "full": "15 minutes",
+    "quick": "25 seconds of one core",
+    "full": "30 minutes of one core",
 }
 NEEDS_DATA = False
 
@@ -71,7 +71,7 @@ PRESETS = {
             ("separated", 100, "mlp"),
             ("noisy moons", 100, "skorch"),
         ),
-        n_splits=2,
+        n_splits=1,
         n_test=300,
         n_folds=3,
         n_candidates=4,
