@@ -66,6 +66,11 @@ def other_labels(
         The share. The interval is Wilson's for a share of as many independent samples:
         a mean of numbers between 0 and 1 varies at most as much as that.
 
+    Raises
+    ------
+    ValueError
+        If all features are zero.
+
     Notes
     -----
     The mass at sample i that comes from sample j is the weight of j times the Gaussian
@@ -85,6 +90,12 @@ def other_labels(
     points = FeatureMetric.fit(Z, shape, codes).whitened(Z)
     weight = np.ones(len(Z)) if sample_weight is None else sample_weight
     norms = np.sqrt((points**2).sum(axis=1))
+    if not norms.any():
+        raise ValueError(
+            f"Expected features that are not all zero, got {len(Z)} samples of "
+            f"{Z.shape[1]} features that are: perturbations are relative to their "
+            "norms, and there are no local densities. Choose another layer."
+        )
     norms = norms.clip(norms[norms > 0].min(), None)
     m = points.shape[1]
     with np.errstate(divide="ignore"):

@@ -493,3 +493,8 @@ def test_errors_name_the_model():
     assert caught.value.__notes__ == ["While measuring the model 'mine'."]
     with pytest.raises(ValueError, match="shape to be one of"):
         flatness_diagnosis(LogisticRegression().fit(X, y), X, y, shape="round")
+
+
+def test_features_that_are_all_zero_have_no_local_densities():
+    with pytest.raises(ValueError, match=r"features that are not all zero, got 6 sam"):
+        other_labels(np.zeros((6, 3)), np.array([0, 1, 0, 1, 0, 1]), 0.5)

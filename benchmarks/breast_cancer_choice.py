@@ -1,0 +1,179 @@
+"""Does a user who reads nothing get a good model: breast_cancer, nets, six splits.
+
+Run ``python benchmarks/breast_cancer_choice.py``. Nets of skorch over width, weight
+decay and epochs are fitted to 200 samples. Held-out log-loss of what `FlattestWithin`
+chooses by relative flatness (and whether it warns), of what the smoothed risk chooses
+in today's defaults, of the most accurate candidate, and of the best one. Writes
+``results/breast_cancer_choice.json`` and ``.md``.
+"""
+
+import argparse
+import itertools
+import time
+import warnings
+
+import numpy as np
+import torch
+from _environment import environment, write_results
+from sklearn.datasets import load_breast_cancer
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from sklearn_relflat import (
+    FlattestWithin,
+    RelativeFlatnessScorer,
+    SmoothedRiskScorer,
+    SmoothedRiskSearchCV,
+    WholeSample,
+)
+from sklearn_relflat.callbacks import Seeded
+
+NAME = "breast_cancer_choice"
+N_TRAIN = 200
+GRID = {
+    "net__module__width": [8, 64],
+    "net__optimizer__weight_decay": [0.0, 0.01],
+    "net__max_epochs": [5, 20, 80],
+}
+RULES = {
+    "flattest": "`FlattestWithin(0.02)` by relative flatness",
+    "search": "`SmoothedRiskSearchCV`, defaults",
+    "scorer": "`SmoothedRiskScorer` with `WholeSample`",
+    "accurate": "most accurate in 3 folds",
+    "best": "best candidate",
+}
+
+
+class SeededNet(Seeded, NeuralNetClassifier):
+    """skorch's classifier with a seed."""
+
+
+class MLP(nn.Sequential):
+    """One hidden layer for 30 features and two classes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(30, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+def as_float32(X: np.ndarray) -> np.ndarray:
+    """Cast to what torch computes in."""
+    return X.astype(np.float32)
+
+
+def make_model() -> object:
+    """Pipeline of a scaler, a cast and a net."""
+    net = SeededNet(
+        MLP,
+        module__width=8,
+        criterion=nn.CrossEntropyLoss,
+        optimizer=torch.optim.Adam,
+        optimizer__lr=0.01,
+        optimizer__weight_decay=0.0,
+        batch_size=32,
+        max_epochs=5,
+        train_split=None,
+        verbose=0,
+        random_state=0,
+    )
+    cast = FunctionTransformer(as_float32)
+    return Pipeline([("scale", StandardScaler()), ("cast", cast), ("net", net)])
+
+
+def one_split(seed: int) -> dict:
+    """Held-out losses of what each rule chooses on one split."""
+    X, y = load_breast_cancer(return_X_y=True)
+    X, X_new, y, y_new = train_test_split(
+        X, y, train_size=N_TRAIN, stratify=y, random_state=seed
+    )
+    names, values = list(GRID), itertools.product(*GRID.values())
+    candidates = [dict(zip(names, point, strict=True)) for point in values]
+    held_out = []
+    for parameters in candidates:
+        model = make_model().set_params(**parameters).fit(X, y)
+        held_out.append(float(log_loss(y_new, model.predict_proba(X_new))))
+
+    def loss_of(parameters: dict) -> float:
+        return held_out[candidates.index(parameters)]
+
+    folds = StratifiedKFold(3, shuffle=True, random_state=seed)
+    scoring = {"accuracy": "accuracy", "relative_flatness": RelativeFlatnessScorer()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        search = GridSearchCV(
+            make_model(),
+            GRID,
+            scoring=scoring,
+            cv=folds,
+            refit=FlattestWithin(0.02),
+            return_train_score=True,
+            error_score="raise",
+        ).fit(X, y)
+    said = [str(w.message) for w in caught if "FlattestWithin" in str(w.message)]
+    accuracy = search.cv_results_["mean_test_accuracy"]
+    found = {
+        "flattest": loss_of(search.best_params_),
+        "accurate": loss_of(search.cv_results_["params"][int(accuracy.argmax())]),
+        "best": min(held_out),
+        "warnings": said or [str(w.message) for w in caught],
+    }
+    start = time.perf_counter()
+    smoothed = SmoothedRiskSearchCV(make_model(), GRID).fit(X, y)
+    found["search"] = loss_of(smoothed.best_params_)
+    found["search_fits"] = int(smoothed.n_fits_)
+    found["search_seconds"] = time.perf_counter() - start
+    plain = GridSearchCV(
+        make_model(),
+        GRID,
+        scoring=SmoothedRiskScorer(),
+        cv=WholeSample(),
+        error_score="raise",
+    ).fit(X, y)
+    found["scorer"] = loss_of(plain.best_params_)
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    """Held-out losses, one column a split."""
+    head = " | ".join(str(i) for i in range(len(rows)))
+    lines = [
+        "# Which net does each rule choose on breast_cancer?",
+        "",
+        f"`python benchmarks/{NAME}.py`: {N_TRAIN} training samples, "
+        f"{np.prod([len(v) for v in GRID.values()])} nets; held-out log-loss of the "
+        "choice on each split.",
+        "",
+        f"| rule | mean | {head} |",
+        "|---|---:|" + "---:|" * len(rows),
+    ]
+    for key, name in RULES.items():
+        values = [row[key] for row in rows]
+        cells = " | ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {name} | {np.mean(values):.3f} | {cells} |")
+    warned = sum(bool(row["warnings"]) for row in rows)
+    lines += [
+        "",
+        f"`FlattestWithin` warned on {warned} of {len(rows)} splits.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all splits, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--splits", type=int, default=6)
+    options = parser.parse_args()
+    rows = []
+    for split in range(options.splits):
+        rows.append(one_split(options.seed + split))
+        print(rows[-1], flush=True)
+    payload = {"environment": environment(options.seed), "splits": rows}
+    write_results(NAME, payload, table(rows))
+
+
+if __name__ == "__main__":
+    main()
