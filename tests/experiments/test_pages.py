@@ -14,7 +14,11 @@ if not DOCS.is_dir():
 SUMMARIES = sorted(DOCS.glob("results/*-full.json"))
 
 
-@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+# A page may have shorter tables of its own.
+TABLES = [path for path in SUMMARIES if path.with_suffix(".md").exists()]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_the_tables_are_those_of_the_summary(path):
     summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
     assert path.with_suffix(".md").read_text(encoding="utf-8") == tables(summary)
