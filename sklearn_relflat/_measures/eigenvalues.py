@@ -29,8 +29,8 @@ class HessianEigenvalues:
         Norms of the residuals, with the round-off of the products: within each of them
         of its value lies an eigenvalue.
     vectors : dict of str to ndarray of shape (k, ...)
-        Eigenvectors in the shape of the parameter, by its name; over all parameters together they
-        have unit norm.
+        Eigenvectors in the shape of the parameter, by its name; over all parameters
+        together they have unit norm.
     which : str
         Which eigenvalues they are.
     layer : str
