@@ -91,7 +91,7 @@ def _words(column: str) -> str:
 
 
 def _by_training(records: list[Record], share: float) -> dict[Training, list[Record]]:
-    """Records of one share held out, by training, in the order of epochs."""
+    """Group the records of one share held out by training, in order of epochs."""
     found: dict[Training, list[Record]] = {}
     for record in records:
         if record["held_out"] == share:
