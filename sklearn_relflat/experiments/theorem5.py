@@ -304,5 +304,5 @@ def draw(summary: dict[str, Any]) -> Any:
         ax.axhline(1.0, color="0.5", linewidth=0.8, zorder=0)
         ax.set(xscale="log", title=name, xlabel=r"relative size $\delta$")
         ax.legend(fontsize=7, frameon=False)
-    panels[0].set(ylabel=r"rise of the loss / $(\delta^2 \kappa / 2m)$", yscale="log")
+    panels[0].set(ylabel=r"rise of the loss / $(\delta^2 \kappa / 2m)$")
     return figure
