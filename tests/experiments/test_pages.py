@@ -1,0 +1,45 @@
+"""The pages on experiments report what the summaries say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sklearn_relflat.experiments._registry import load_experiment
+from sklearn_relflat.experiments._report import tables
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "experiments"
+if not DOCS.is_dir():
+    pytest.skip("not in a clone of the repository", allow_module_level=True)
+SUMMARIES = sorted(DOCS.glob("results/*-full.json"))
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+def test_the_tables_are_those_of_the_summary(path):
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tables(summary)
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+def test_the_summary_is_of_the_preset_as_it_is(path):
+    from dataclasses import asdict
+
+    result = json.loads(path.read_text(encoding="utf-8"))
+    config = asdict(load_experiment(result["experiment"]).PRESETS["full"])
+    assert result["config"] == json.loads(json.dumps(config))
+
+
+def test_the_page_on_theorem_5_says_what_came_out():
+    path = DOCS / "results" / "theorem5-full.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    radius = {
+        (row["model"], row["layer"], row["loss"]): row["agrees_up_to_delta"]
+        for row in summary["agreement"]
+    }
+    assert radius["logistic", "coef", "cross_entropy"] == 1
+    assert radius["relu network", "coefs.2", "cross_entropy"] == 0.1
+    for layer in ("coefs.0", "coefs.1"):
+        assert radius["tanh network", layer, "cross_entropy"] == 0.02
+        assert radius["relu network", layer, "cross_entropy"] == 0
+    exact = [k for k in radius if k[2] == "squared_error"]
+    assert {radius[key] for key in exact} == {2}
