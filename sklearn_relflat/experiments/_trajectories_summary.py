@@ -35,7 +35,7 @@ def summary_of(
         the test loss along a training, and the mean absolute difference of logarithms,
         means over trainings; "stopping", one row a network and rule: the test loss at
         the chosen epoch minus that at the best epoch of the training on all samples;
-        "curves", losses by training and epoch.
+        "curves", losses by epoch, of all trainings of a network and optimizer.
     """
     whole = _by_training(records, 0.0)
     prediction, stopping = [], []
@@ -70,12 +70,12 @@ def summary_of(
                     "trainings": len(runs),
                 }
             )
-    curves = [
-        {"network": network, "optimizer": optimizer, "run": run}
-        | {k: v for k, v in row.items() if k == "epoch" or _is_curve(k)}
-        for (network, optimizer, run), rows in whole.items()
-        for row in rows
-    ]
+    curves: dict[str, list[Record]] = {}
+    for (network, optimizer, _), rows in whole.items():
+        curves.setdefault(f"{network.upper()}, {optimizer}", []).extend(
+            {k: v for k, v in row.items() if k == "epoch" or _is_curve(k)}
+            for row in rows
+        )
     return {"stopping": stopping, "prediction": prediction, "curves": curves}
 
 
@@ -150,13 +150,10 @@ def figure_of(summary: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     curves = summary["curves"]
-    cases = list(dict.fromkeys((row["network"], row["optimizer"]) for row in curves))
-    figure = Figure(figsize=(9.5, 3.6 * -(-len(cases) // 2)), layout="constrained")
-    panels = figure.subplots(-(-len(cases) // 2), 2, squeeze=False).flat
-    for ax, (network, optimizer) in zip(panels, cases, strict=False):
-        rows = [
-            r for r in curves if (r["network"], r["optimizer"]) == (network, optimizer)
-        ]
+    n_rows = -(-len(curves) // 2)
+    figure = Figure(figsize=(9.5, 3.6 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, 2, squeeze=False).flat
+    for ax, (title, rows) in zip(panels, curves.items(), strict=False):
         smoothed = [column for column in rows[0] if column.startswith("s_")]
         names = {"test_loss": "test loss", "train_loss": "training loss"} | {
             column: f"smoothed risk, {_words(column).split(',')[0]}"
@@ -167,7 +164,7 @@ def figure_of(summary: dict[str, Any]) -> Any:
         ax.set(
             xscale="log",
             yscale="log",
-            title=f"{network.upper()}, {optimizer}",
+            title=title,
             xlabel="epoch",
             ylabel="mean cross-entropy",
         )
