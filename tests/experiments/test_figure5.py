@@ -153,10 +153,10 @@ def test_two_thresholds_at_one_check_are_one_network(images):
 
 
 def test_what_is_not_reached_is_missed(images):
-    (first, _), (second, risk) = stops_of(images, (1.5, 1e-9), max_epochs=2)
+    (first, _), (second, risk) = stops_of(images, (1.5, 1e-9))
     assert (first.status, second.status) == ("reached", "missed")
     assert second.risk == risk
-    assert second.epoch == 2
+    assert second.epoch == RECIPE.max_epochs
 
 
 def test_divergence_is_told(images):
