@@ -164,7 +164,7 @@ def summary_of(
     summary : dict
         "stops", what became of the runs at each threshold; a table for each target,
         with Spearman's correlation by measure and threshold; "correlations", all
-        coefficients.
+        coefficients, by threshold.
     """
     measures = measures_of(records, hyperparameters)
     stops, rows = [], []
@@ -191,7 +191,12 @@ def summary_of(
         ]
         for target in TARGETS
     }
-    return {"stops": stops, **tables, "correlations": rows}
+    # By threshold, and no table of its own: 350 rows are for programs.
+    correlations = {
+        f"{threshold:g}": [row for row in rows if row["threshold"] == threshold]
+        for threshold in thresholds
+    }
+    return {"stops": stops, **tables, "correlations": correlations}
 
 
 def _stop(threshold: float, here: list[Record], runs: list[Record]) -> Record:
@@ -237,7 +242,12 @@ def figure_of(summary: dict[str, Any]) -> Any:
     titles = ("test loss minus training loss", "test loss", "test error")
     for ax, target, title in zip(panels, TARGETS, titles, strict=True):
         for i, column in enumerate(DRAWN):
-            rows = [r for r in summary["correlations"] if r["column"] == column]
+            rows = [
+                row
+                for found in summary["correlations"].values()
+                for row in found
+                if row["column"] == column
+            ]
             _draw_line(ax, rows, f"spearman_{target}", i)
         ax.axhline(0.0, color="0.5", linewidth=0.8, zorder=0)
         ax.set(xscale="log", title=title, xlabel="training loss", ylim=(-1.05, 1.05))

@@ -47,6 +47,8 @@ class Recipe:
         Epochs at most.
     checks_per_epoch : int
         How often the loss on the whole sample may be looked at.
+    learning_rate_falls : bool, default=True
+        Whether it does.
     """
 
     optimizer: str
@@ -56,6 +58,7 @@ class Recipe:
     initialisation: str
     max_epochs: int
     checks_per_epoch: int
+    learning_rate_falls: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,17 +133,12 @@ def train(
     net : LeNet5
         The network there. It is trained on afterwards.
     """
-    torch.manual_seed(seed_of(seed, recipe.initialisation))
-    initialise(net, recipe.initialisation)
-    optimizer = OPTIMIZERS[recipe.optimizer](
-        net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
     left = list(thresholds)
     n_batches = len(images.train) // recipe.batch_size
     checks = set(
         np.linspace(0, n_batches, recipe.checks_per_epoch + 1).round().astype(int)[1:]
     )
-    for epoch, batch, running in _batches(recipe, net, optimizer, images, seed):
+    for epoch, batch, running in train_batches(recipe, net, images, seed):
         if not math.isfinite(running):
             for threshold in left:
                 yield Stop(threshold, "diverged", epoch, None), net
@@ -161,14 +159,36 @@ def train(
         yield Stop(threshold, status, float(recipe.max_epochs), found), net
 
 
-def _batches(
-    recipe: Recipe,
-    net: LeNet5,
-    optimizer: torch.optim.Optimizer,
-    images: Images,
-    seed: int,
+def train_batches(
+    recipe: Recipe, net: nn.Module, images: Images, seed: int
 ) -> Iterator[tuple[float, int, float]]:
-    """Train batch by batch; yields the epoch, the batch in it and the running loss."""
+    """Train batch by batch.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        How to train.
+    net : Module
+        The network; its weights are initialised here.
+    images : Images
+        The data.
+    seed : int
+        See `train`.
+
+    Yields
+    ------
+    epoch : float
+        Epochs that are done.
+    batch : int
+        Batches of this epoch that are done.
+    running : float
+        Running mean of the batches' losses.
+    """
+    torch.manual_seed(seed_of(seed, recipe.initialisation))
+    initialise(net, recipe.initialisation)
+    optimizer = OPTIMIZERS[recipe.optimizer](
+        net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
     rng = np.random.default_rng(seed_of(seed, recipe.initialisation, "order"))
     n, size = len(images.train), recipe.batch_size
     n_batches = n // size
@@ -178,8 +198,9 @@ def _batches(
         order = torch.from_numpy(rng.permutation(n))
         for batch in range(n_batches):
             done = epoch + batch / n_batches
+            left = 1 - done / recipe.max_epochs if recipe.learning_rate_falls else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * (1 - done / recipe.max_epochs)
+                group["lr"] = recipe.learning_rate * left
             rows = order[batch * size : (batch + 1) * size]
             value = _step(net, optimizer, images.train[rows], images.train_labels[rows])
             running = value if running is None else running + share * (value - running)
@@ -187,7 +208,7 @@ def _batches(
 
 
 def _step(
-    net: LeNet5, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+    net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> float:
     """Take one step, and return the loss before it."""
     optimizer.zero_grad()
