@@ -205,6 +205,21 @@ def reference_orders(training_loss: np.ndarray) -> dict[str, np.ndarray]:
     return {"lowest": order, "spread": half[spread]}
 
 
+def calibrated_scores(
+    name: str, order: np.ndarray, risks: list, folds: list, fallback: np.ndarray
+) -> dict:
+    """Smoothed risks at the radius of 1, 3 and 5 references, the first of an order."""
+    found = [calibrated(int(i), risks[i], folds[i][0]) for i in order[:5]]
+    scores = {}
+    for k in (1, 3, 5):
+        solved = [r for r in found[:k] if r.radius is not None]
+        scores[name.format(k)] = fallback
+        if solved:
+            radius = combined(solved)[0]
+            scores[name.format(k)] = np.array([risk(radius) for risk in risks])
+    return scores
+
+
 def record(make: object, family: str, seed: int) -> dict:
     """Fit all candidates on one training sample; what each rule would choose."""
     X, y, n = make(seed)
@@ -245,25 +260,12 @@ def record(make: object, family: str, seed: int) -> dict:
                 continue
             fixed = [risk(c, 0.5, shape, where) for c in fitted]
             scores[f"{tag} fixed 0.5"] = np.array(fixed)
+            own = [partial(risk, c, shape=shape, where=where) for c in fitted]
             for rule, order in reference_orders(training_loss).items():
-                found = [
-                    calibrated(
-                        int(i),
-                        lambda r, c=fitted[i], s=shape, w=where: risk(c, r, s, w),
-                        folds[5][i][0],
-                    )
-                    for i in order[:5]
-                ]
-                for k in (1, 3, 5):
-                    solved = [r for r in found[:k] if r.radius is not None]
-                    name = f"{tag} calibrated {k} {rule}"
-                    if not solved:
-                        scores[name] = scores["5-fold log-loss"]
-                        continue
-                    radius = combined(solved)[0]
-                    scores[name] = np.array(
-                        [risk(c, radius, shape, where) for c in fitted]
-                    )
+                name = f"{tag} calibrated {{}} {rule}"
+                scores |= calibrated_scores(
+                    name, order, own, folds[5], scores["5-fold log-loss"]
+                )
     choice = {name: int(np.nanargmin(values)) for name, values in scores.items()}
     return {
         "n": n,
@@ -295,11 +297,13 @@ def other_record(make: object, family: str, seed: int) -> dict | None:
             folds[k].append(np.array(fits).T)
     fitted = [c.fit(X, y) for c in candidates]
 
+    def risk(c: object, radius: object, where: str) -> float:
+        """Smoothed risk of one candidate."""
+        return c.risk(X, y, radius=radius, layer=where, random_state=0)
+
     def risks(radius: object, where: str) -> np.ndarray:
         """Smoothed risks of all candidates."""
-        return np.array(
-            [c.risk(X, y, radius=radius, layer=where, random_state=0) for c in fitted]
-        )
+        return np.array([risk(c, radius, where) for c in fitted])
 
     training_loss = risks(0.0, "input")
     scores = {
@@ -316,23 +320,11 @@ def other_record(make: object, family: str, seed: int) -> dict | None:
     for tag, where in places.items():
         scores[f"S {tag} isotropic density"] = risks("density", where)
         scores[f"S {tag} isotropic fixed 0.5"] = risks(0.5, where)
-        references = [
-            calibrated(
-                int(i),
-                lambda r, c=fitted[i], w=where: c.risk(
-                    X, y, radius=r, layer=w, random_state=0
-                ),
-                folds[5][i][0],
-            )
-            for i in order[:5]
-        ]
-        for k in (1, 3, 5):
-            solved = [r for r in references[:k] if r.radius is not None]
-            scores[f"S {tag} isotropic calibrated {k} lowest"] = (
-                risks(combined(solved)[0], where)
-                if solved
-                else scores["5-fold log-loss"]
-            )
+        own = [partial(risk, c, where=where) for c in fitted]
+        name = f"S {tag} isotropic calibrated {{}} lowest"
+        scores |= calibrated_scores(
+            name, order, own, folds[5], scores["5-fold log-loss"]
+        )
     return {
         "n": n,
         "impurity": impurity(X, y),

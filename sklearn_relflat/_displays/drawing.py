@@ -169,8 +169,8 @@ def scale_of(values: Any) -> str:
     scale : {"linear", "log", "symlog"}
         Name of the scale.
     """
-    sizes = np.abs(np.ravel(np.asarray(values, dtype=np.float64)))
-    signed = np.ravel(np.asarray(values, dtype=np.float64))[np.isfinite(sizes)]
+    signed = np.ravel(np.asarray(values, dtype=np.float64))
+    signed = signed[np.isfinite(signed)]
     sizes = np.abs(signed[signed != 0])
     if not len(sizes) or sizes.max() < _DECADES * sizes.min():
         return "linear"

@@ -116,8 +116,7 @@ def by_rule(
         top = float(score[found.best])
         band = (top - found.margin, top)
         if best_index is None:
-            order = np.lexsort((-score[found.admitted], -flatness[found.admitted]))
-            best_index = int(found.admitted[order[0]])
+            best_index = found.chosen
     where = "on the training parts" if rule.split == "train" else "as noted in training"
     return Candidates(
         x=-flatness,

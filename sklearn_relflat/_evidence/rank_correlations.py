@@ -231,7 +231,8 @@ def rank_correlations(
         )
     codes = table.codes(named)
     cluster = groups_of(table.codes([groups])) if groups else np.arange(len(goal))
-    held = np.column_stack([table.numbers(name) for name in controls] or [goal])
+    held = np.array([table.numbers(name) for name in controls])
+    held = held.reshape(len(controls), len(goal)).T
     seed = check_random_state(random_state).randint(2**31 - 1)
     columns = {name: table.numbers(name) for name in measures}
     needed = has_target

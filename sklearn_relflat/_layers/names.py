@@ -9,6 +9,22 @@ from typing import Any
 ALL_LAYERS = "all"
 
 
+def layer_words(layer: str) -> str:
+    """Say which layers a result is of.
+
+    Parameters
+    ----------
+    layer : str
+        The label of a result.
+
+    Returns
+    -------
+    words : str
+        For a line that describes it.
+    """
+    return "all layers" if layer == ALL_LAYERS else f"layer {layer!r}"
+
+
 def layer_names(layers: Any, name: str = "layers") -> list[str | None] | None:
     """Names of layers from what a user passed.
 

@@ -28,6 +28,15 @@ class FoundPairs(NamedTuple):
     method: str
 
 
+def check_counts(**counts: Any) -> None:
+    """Raise for an option that is no positive integer, by its name."""
+    for name, value in counts.items():
+        if not (isinstance(value, Integral) and int(value) > 0):
+            raise ValueError(
+                f"Expected {name} to be a positive integer, got {value!r}."
+            )
+
+
 def eigenpairs_of(
     hessian: HessianProducts,
     k: Any,
@@ -40,11 +49,7 @@ def eigenpairs_of(
     n = hessian.n_weights
     if not (isinstance(rtol, Real) and float(rtol) > 0):
         raise ValueError(f"Expected rtol to be a positive number, got {rtol!r}.")
-    for name, value in (("max_iter", max_iter), ("k", k)):
-        if not (isinstance(value, Integral) and int(value) > 0):
-            raise ValueError(
-                f"Expected {name} to be a positive integer, got {value!r}."
-            )
+    check_counts(max_iter=max_iter, k=k)
     if k > n:
         raise ValueError(
             f"Expected k to be at most the number of weights, {n}, got {k!r}."

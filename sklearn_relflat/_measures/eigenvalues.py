@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from sklearn_relflat._curvature.problem import open_problem
-from sklearn_relflat._layers.names import ALL_LAYERS
+from sklearn_relflat._layers.names import layer_words
 from sklearn_relflat._measures.eigenpairs import eigenpairs_of
 from sklearn_relflat._measures.hessian_products import HessianProducts
+from sklearn_relflat._measures.tables import make_table
 from sklearn_relflat._measures.weight_space import WeightSpace
 
 
@@ -73,11 +74,10 @@ class HessianEigenvalues:
         """Return a summary in one line."""
         shown = ", ".join(f"{value:.4g}" for value in self.values[:5])
         more = ", ..." if len(self) > 5 else ""
-        where = "all layers" if self.layer == ALL_LAYERS else f"layer {self.layer!r}"
         return (
-            f"<HessianEigenvalues {shown}{more} ({self.which}) of {where}; {self.loss} "
-            f"{self.mean_loss:.4g} on {self.n_samples} samples; {self.method}, "
-            f"{self.n_products} products>"
+            f"<HessianEigenvalues {shown}{more} ({self.which}) of "
+            f"{layer_words(self.layer)}; {self.loss} {self.mean_loss:.4g} "
+            f"on {self.n_samples} samples; {self.method}, {self.n_products} products>"
         )
 
     def frame(self) -> Any:
@@ -85,12 +85,12 @@ class HessianEigenvalues:
 
         Returns
         -------
-        frame : DataFrame
-            One row per eigenvalue, with its residual.
+        table : DataFrame or list of dict
+            One row per eigenvalue, with its residual: a DataFrame where pandas is
+            installed, else a list that prints as a table.
         """
-        import pandas as pd
-
-        return pd.DataFrame({"eigenvalue": self.values, "residual": self.residuals})
+        pairs = zip(self.values, self.residuals, strict=True)
+        return make_table([{"eigenvalue": v, "residual": r} for v, r in pairs])
 
 
 def hessian_eigenvalues(

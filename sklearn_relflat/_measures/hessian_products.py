@@ -69,20 +69,7 @@ class HessianProducts:
 
     def normal(self, generator: torch.Generator) -> Tensor:
         """Vector of independent standard normal numbers."""
-        return self.flatten(self.space.normal(generator))
-
-    def flatten(self, point: Point) -> Tensor:
-        """Point as one vector in the dtype for sums."""
-        return torch.cat([wide(point[name]).flatten() for name in self.space.weights])
-
-    def unflatten(self, vector: Tensor) -> Point:
-        """Inverse of `flatten`, in the weights' dtype."""
-        weights = self.space.weights
-        parts = vector.split([w.numel() for w in weights.values()])
-        return {
-            name: part.reshape(w.shape).to(dtype=w.dtype)
-            for (name, w), part in zip(weights.items(), parts, strict=True)
-        }
+        return self.space.flatten(self.space.normal(generator))
 
     def by_name(self, vectors: Tensor) -> dict[str, np.ndarray]:
         """Vectors (k, n) as arrays (k, *weight.shape), by the parameters' own names."""
@@ -120,13 +107,13 @@ class HessianProducts:
         """
         space = self.space
         space.check_reached()
-        point = self.unflatten(vector)
+        point = space.unflatten(vector)
         sums = self._from_kept(point)
         if sums is None:
             sums = self._from_data(point)
         self.n_products += 1
         space.check_finite(sums, "second", space.weights)
-        return self.flatten(sums) / self._denominator
+        return space.flatten(sums) / self._denominator
 
     def _from_kept(self, point: Point) -> Point | None:
         """Sum over samples from the graphs that were kept, if there are any."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sklearn_relflat._curvature.problem import Problem
-from sklearn_relflat._layers.names import ALL_LAYERS
+from sklearn_relflat._layers.names import layer_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +65,10 @@ class Measurement:
         seen = f"{self.n_samples} samples"
         if self.mean_loss is not None:
             seen = f"{self.loss} {self.mean_loss:.4g} on {seen}"
-        which = "all layers" if self.layer == ALL_LAYERS else f"layer {self.layer!r}"
         cost = f", {self.n_products} products" if self.n_products else ""
         return (
-            f"<Measurement {self.measure} = {self.value:.6g}{error} of {which}; "
-            f"{seen}; {self.method}{cost}>"
+            f"<Measurement {self.measure} = {self.value:.6g}{error} of "
+            f"{layer_words(self.layer)}; {seen}; {self.method}{cost}>"
         )
 
 

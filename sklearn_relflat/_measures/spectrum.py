@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
 from sklearn_relflat._curvature.problem import open_problem
-from sklearn_relflat._measures.eigenpairs import MAX_DENSE
+from sklearn_relflat._measures.eigenpairs import MAX_DENSE, check_counts
 from sklearn_relflat._measures.hessian_products import HessianProducts
 from sklearn_relflat._measures.krylov import Krylov
 from sklearn_relflat._measures.spectrum_result import HessianSpectrum
@@ -109,11 +108,7 @@ def hessian_spectrum(
     ... )
     True
     """
-    for name, value in (("n_probes", n_probes), ("n_steps", n_steps)):
-        if not (isinstance(value, Integral) and int(value) > 0):
-            raise ValueError(
-                f"Expected {name} to be a positive integer, got {value!r}."
-            )
+    check_counts(n_probes=n_probes, n_steps=n_steps)
     with open_problem(
         estimator,
         X,

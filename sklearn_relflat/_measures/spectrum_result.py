@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_relflat._layers.names import ALL_LAYERS
+from sklearn_relflat._layers.names import layer_words
+from sklearn_relflat._measures.tables import make_table
 
 # Width of the density's kernel where none is given, as a part of the spectrum's range.
 _WIDTH = 0.01
@@ -71,10 +72,9 @@ class HessianSpectrum:
 
     def __repr__(self) -> str:
         """Return a summary in one line."""
-        where = "all layers" if self.layer == ALL_LAYERS else f"layer {self.layer!r}"
         return (
-            f"<HessianSpectrum of {where}, {self.n_weights} eigenvalues from "
-            f"{self.smallest:.4g} to {self.largest:.4g}; {self.loss} "
+            f"<HessianSpectrum of {layer_words(self.layer)}, {self.n_weights} "
+            f"eigenvalues from {self.smallest:.4g} to {self.largest:.4g}; {self.loss} "
             f"{self.mean_loss:.4g} on {self.n_samples} samples; {self.method}, "
             f"{self.n_products} products>"
         )
@@ -190,10 +190,10 @@ class HessianSpectrum:
 
         Returns
         -------
-        frame : DataFrame
-            One row per node: the random vector it comes from, node and weight.
+        table : DataFrame or list of dict
+            One row per node: the random vector it comes from, node and weight. A
+            DataFrame where pandas is installed, else a list that prints as a table.
         """
-        import pandas as pd
-
-        columns = {"probe": self.probes, "node": self.nodes, "weight": self.weights}
-        return pd.DataFrame(columns)
+        rows = zip(self.probes, self.nodes, self.weights, strict=True)
+        names = ("probe", "node", "weight")
+        return make_table([dict(zip(names, row, strict=True)) for row in rows])

@@ -66,7 +66,7 @@ class Fits:
             say(f"Fitting {len(candidates)} candidates on the whole sample")
         return self._parallel(
             [
-                delayed(_fit)(
+                delayed(fit_candidate)(
                     search.estimator,
                     candidate,
                     self.X,
@@ -106,7 +106,7 @@ class Fits:
     ) -> float:
         """Fit a candidate on one part of the sample; return its loss on the other."""
         X, y, weight = self.X, self.y, self.sample_weight
-        fit = _fit(
+        fit = fit_candidate(
             self.search.estimator,
             candidate,
             _safe_indexing(X, train),
@@ -158,7 +158,7 @@ class Fit:
     seconds: float
 
 
-def _fit(
+def fit_candidate(
     estimator: Any,
     candidate: dict[str, Any],
     X: Any,
@@ -167,7 +167,26 @@ def _fit(
     *,
     error_score: float | str,
 ) -> Fit:
-    """Fit one candidate."""
+    """Fit a clone of an estimator with some parameters.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Is not changed.
+    candidate : dict
+        The parameters.
+    X, y : array-like
+        The sample.
+    fit_params : dict
+        Options of the fit.
+    error_score : "raise" or float
+        A number warns where the fit fails.
+
+    Returns
+    -------
+    fit : Fit
+        The fitted clone, and how long it took.
+    """
     start = time.perf_counter()
     model = clone(estimator).set_params(**clone(candidate, safe=False))
     try:

@@ -60,6 +60,14 @@ class Admitted:
     margin: float
     admitted: np.ndarray
 
+    @property
+    def chosen(self) -> int:
+        """The flattest; of those that tie, the best, then the first."""
+        among = self.admitted
+        # The last key is the first to sort by; what still ties stays in order.
+        order = np.lexsort((-self.score[among], -self.flatness[among]))
+        return int(among[order[0]])
+
 
 class FlattestWithin(BaseEstimator):
     """Refit rule of a search: the flattest of the candidates that are about the best.
@@ -195,14 +203,10 @@ class FlattestWithin(BaseEstimator):
     def _choose(self, cv_results: Mapping[str, Any]) -> int:
         """Choose a candidate, or say why none can be chosen."""
         found = self._admitted(cv_results)
-        among = found.admitted
-        # The last key is the first to sort by; what still ties stays in order.
-        order = np.lexsort((-found.score[among], -found.flatness[among]))
-        chosen = int(among[order[0]])
         # Where flatness changed nothing, nothing hangs on what it compared.
-        if self.loss_tol is None and chosen != found.best:
-            _warn_if_unequal(found.loss[among])
-        return chosen
+        if self.loss_tol is None and found.chosen != found.best:
+            _warn_if_unequal(found.loss[found.admitted])
+        return found.chosen
 
     def _admitted(self, cv_results: Mapping[str, Any]) -> Admitted:
         """Find the candidates whose flatness is compared."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.parallel import Parallel, delayed
+
+from sklearn_relflat._selection.fits import fit_candidate
 
 
 def searched_models(
@@ -68,9 +70,8 @@ def searched_models(
 
 def _fitted(estimator: Any, params: dict[str, Any], X: Any, y: Any) -> Any:
     """Fit one candidate."""
-    model = clone(estimator).set_params(**clone(params, safe=False))
     try:
-        return model.fit(X) if y is None else model.fit(X, y)
+        return fit_candidate(estimator, params, X, y, {}, error_score="raise").estimator
     except Exception as error:
         error.add_note(f"While fitting the candidate {params!r} on the whole sample.")
         raise

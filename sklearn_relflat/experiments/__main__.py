@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from sklearn_relflat.experiments._registry import experiment_names
+from sklearn_relflat.experiments._registry import experiment_names, load_experiment
 
 DESCRIPTION = """\
 Experiments on relative flatness, one for each claim.
@@ -115,8 +115,6 @@ def listing() -> str:
     text : str
         Name, claim and cost of each.
     """
-    from sklearn_relflat.experiments._registry import load_experiment
-
     parts = []
     for name in experiment_names():
         module = load_experiment(name)

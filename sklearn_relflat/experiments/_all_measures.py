@@ -17,6 +17,7 @@ from sklearn_relflat.experiments._lenet import (
     LeNet5,
     features_of,
 )
+from sklearn_relflat.experiments._statistics import rounded
 
 #: Short name of a loss in a column, by its name in the package.
 LOSSES = {"ce": "cross_entropy", "se": "squared_error"}
@@ -106,7 +107,7 @@ class Columns:
             self.values |= dict.fromkeys(names)
             return
         for name, value in zip(names, found, strict=True):
-            self.values[name] = rounded(value) if math.isfinite(value) else None
+            self.values[name] = rounded(value)
             if self.values[name] is None:
                 self._reasons.append(f"{name}: not finite")
 
@@ -121,22 +122,6 @@ class Columns:
         if self._reasons:
             return self.values | {"reasons": "; ".join(self._reasons)}
         return self.values
-
-
-def rounded(value: float) -> float:
-    """Round to 5 significant digits.
-
-    Parameters
-    ----------
-    value : float
-        A number.
-
-    Returns
-    -------
-    value : float
-        What is written.
-    """
-    return float(f"{value:.5g}")
 
 
 def measure_network(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from sklearn_relflat import rank_correlations
 from sklearn_relflat.experiments._all_measures import label_of
-from sklearn_relflat.experiments._drawing import MARKERS, OKABE_ITO
-from sklearn_relflat.experiments._statistics import spearman
+from sklearn_relflat.experiments._drawing import draw_line
 
 #: What a measure is to tell.
 TARGETS = ("gap", "test_loss", "test_error")
@@ -132,7 +132,7 @@ def _within(runs: list[Record], measure: str, strata: Sequence[str]) -> float | 
             key = tuple(run[name] for name in strata)
             groups.setdefault(key, []).append((run[measure], run["gap"]))
     values = [
-        float(spearman(*np.array(group).T))
+        float(spearmanr(*np.array(group).T).statistic)
         for group in groups.values()
         if len(group) >= _FEWEST_RUNS and all(np.ptp(np.array(group), axis=0) > 0)
     ]
@@ -266,18 +266,7 @@ def _draw_line(ax: Any, rows: list[Record], name: str, i: int) -> None:
     rows = [row for row in rows if row[name] is not None]
     if not rows:
         return
-    values = np.array([row[name] for row in rows])
-    ends = np.array([row[f"{name}_interval"] for row in rows], dtype=np.float64)
-    spread = np.nan_to_num(np.abs(ends.T - values))
+    low, high = np.array([row[f"{name}_interval"] for row in rows], dtype=np.float64).T
     shift = 1.035 ** (i - (len(DRAWN) - 1) / 2)
-    ax.errorbar(
-        [row["threshold"] * shift for row in rows],
-        values,
-        spread,
-        color=OKABE_ITO[i],
-        marker=MARKERS[i],
-        markersize=4,
-        capsize=2,
-        linewidth=1.2,
-        label=label_of(DRAWN[i]),
-    )
+    x, y = [r["threshold"] * shift for r in rows], [r[name] for r in rows]
+    draw_line(ax, x, y, low, high, i, label=label_of(DRAWN[i]))

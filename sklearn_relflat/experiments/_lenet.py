@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sklearn_relflat.experiments._images import DIGITS
+
 #: The layers whose features are perturbed and whose weights are measured.
 CONVOLUTIONS = ("conv1", "conv2")
 DENSE = ("fc1", "fc2", "fc3")
@@ -85,6 +87,24 @@ class LeNet5(nn.Module):
             One row an image.
         """
         return self.features(images)["outputs"]
+
+
+def lenet_for(data: str) -> LeNet5:
+    """Make a network for images.
+
+    Parameters
+    ----------
+    data : {"cifar10", "digits"}
+        Which images.
+
+    Returns
+    -------
+    net : LeNet5
+        Of a size that they need.
+    """
+    if data == DIGITS:
+        return LeNet5(n_channels=1, size=8, kernel=3, widths=(32, 24))
+    return LeNet5()
 
 
 def _lecun_normal(weight: Tensor) -> None:

@@ -24,6 +24,7 @@ from sklearn_relflat import (
 )
 from sklearn_relflat._selection.calibration import calibrated, combined
 from sklearn_relflat.experiments._selection_grids import Sample
+from sklearn_relflat.experiments._statistics import rounded
 
 #: Column of a measure, by its name in the package; all of the model that is fitted on
 #: the whole training sample.
@@ -52,26 +53,6 @@ N_REFERENCES = 3
 _N_BINS = 15
 _NOISE = 0.5
 _N_NOISES = 3
-
-
-def rounded(value: float | None, digits: int = 5) -> float | None:
-    """Round to significant digits.
-
-    Parameters
-    ----------
-    value : float or None
-        A number.
-    digits : int, default=5
-        How many.
-
-    Returns
-    -------
-    value : float or None
-        None where it is not finite.
-    """
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{digits}g}")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from sklearn_relflat.experiments._selection_rules import (
     WITHIN,
     columns_of,
 )
+from sklearn_relflat.experiments._statistics import clustered_interval
 
 #: Held-out quality, smaller is better: its name, column, and sign of the column.
 QUALITIES: dict[str, tuple[str, float, float]] = {
@@ -50,7 +51,6 @@ FORETOLD = (
 VERDICTS = ("holds", "unclear", "fails")
 # Log-losses that differ by less are a tie, in nats.
 _TIE = 0.005
-_N_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -135,39 +135,6 @@ def searches_of(records: list[dict[str, Any]]) -> list[Search]:
     return found
 
 
-def clustered_interval(
-    values: list[float], clusters: list[str], seed: int
-) -> tuple[float, list[float] | None]:
-    """Mean with its bootstrap interval; all values of a cluster are drawn together.
-
-    Parameters
-    ----------
-    values : list of float
-        Numbers.
-    clusters : list of str
-        Of each.
-    seed : int
-        Of the resamples.
-
-    Returns
-    -------
-    mean : float
-        Of the values.
-    interval : list of two float or None
-        95 %; None for a single cluster.
-    """
-    names, code = np.unique(clusters, return_inverse=True)
-    sums, counts = np.bincount(code, weights=values), np.bincount(code)
-    mean = float(np.mean(values))
-    if len(names) < 2:
-        return mean, None
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(names), size=(_N_RESAMPLES, len(names)))
-    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return mean, [float(low), float(high)]
-
-
 def rule_rows(
     searches: list[Search], rules: tuple[str, ...] | list[str], seed: int
 ) -> list[dict[str, Any]]:
@@ -189,20 +156,16 @@ def rule_rows(
         interval, by quality; searches in which the log-loss was smaller, about the
         same and larger than that of the baseline.
     """
-    grids = [search.grid for search in searches]
     rows = []
     for rule in rules:
         row: dict[str, Any] = {"rule": rule}
         for quality in QUALITIES:
-            differences = [search.difference(rule, quality) for search in searches]
-            mean, interval = clustered_interval(differences, grids, seed)
             regrets = [
                 search.quality[quality][rule] - search.best[quality]
                 for search in searches
             ]
             row[f"{quality}_regret"] = float(np.mean(regrets))
-            row[f"{quality}_difference"] = mean
-            row[f"{quality}_interval"] = interval
+            row |= _compared(searches, rule, BASELINE, quality, seed)
         losses = np.array([search.difference(rule, "log_loss") for search in searches])
         row["won"] = int((losses < -_TIE).sum())
         row["tied"] = int((abs(losses) <= _TIE).sum())
@@ -227,25 +190,26 @@ def against_random_rows(searches: list[Search], seed: int) -> list[dict[str, Any
         One a tolerance and measure: the differences from the mean of the candidates
         that are compared, with their intervals.
     """
-    grids = [search.grid for search in searches]
     rows = []
     for tolerance in TOLERANCES:
         for name in WITHIN:
             row: dict[str, Any] = {"tolerance": tolerance, "measure": name}
+            rule = f"least {name} within {tolerance}"
+            against = f"random within {tolerance}"
             for quality in QUALITIES:
-                differences = [
-                    search.difference(
-                        f"least {name} within {tolerance}",
-                        quality,
-                        f"random within {tolerance}",
-                    )
-                    for search in searches
-                ]
-                mean, interval = clustered_interval(differences, grids, seed)
-                row[f"{quality}_difference"] = mean
-                row[f"{quality}_interval"] = interval
+                row |= _compared(searches, rule, against, quality, seed)
             rows.append(row)
     return rows
+
+
+def _compared(
+    searches: list[Search], rule: str, against: str, quality: str, seed: int
+) -> dict[str, Any]:
+    """Mean difference of two rules over searches, with its interval."""
+    differences = [s.difference(rule, quality, against) for s in searches]
+    grids = [search.grid for search in searches]
+    mean, interval = clustered_interval(differences, grids, seed)
+    return {f"{quality}_difference": mean, f"{quality}_interval": interval}
 
 
 def label_rows(searches: list[Search], seed: int) -> list[dict[str, Any]]:

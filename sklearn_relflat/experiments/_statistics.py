@@ -1,52 +1,16 @@
-"""Intervals of the experiments: bootstrap over independent repetitions."""
+"""Numbers of the experiments: bootstrap intervals, seeds, rounding."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 2000
-
-
-def bootstrap_interval(
-    statistic: Callable[..., np.ndarray],
-    *samples: Any,
-    seed: int,
-    n_resamples: int = N_RESAMPLES,
-) -> tuple[float, list[float]]:
-    """Estimate with its percentile interval, resampling repetitions together.
-
-    Parameters
-    ----------
-    statistic : callable
-        Of arrays (..., n), along the last axis, to (...).
-    *samples : array-like of shape (n,)
-        Paired numbers, one of each repetition.
-    seed : int
-        Seed of the resamples.
-    n_resamples : int, default=2000
-        Number of resamples.
-
-    Returns
-    -------
-    estimate : float
-        The statistic of the samples.
-    interval : list of two float
-        Its 95 % interval; resamples where it is not defined are left out.
-    """
-    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
-    n = len(arrays[0])
-    chosen = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        resampled = statistic(*(array[chosen] for array in arrays))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
-    return float(statistic(*arrays)), [float(low), float(high)]
 
 
 def mean_interval(values: Any, seed: int) -> tuple[float, list[float]]:
@@ -66,7 +30,7 @@ def mean_interval(values: Any, seed: int) -> tuple[float, list[float]]:
     interval : list of two float
         Its 95 % interval.
     """
-    return bootstrap_interval(lambda a: a.mean(axis=-1), values, seed=seed)
+    return _interval(np.mean, values, seed)
 
 
 def median_interval(values: Any, seed: int) -> tuple[float, list[float]]:
@@ -86,42 +50,78 @@ def median_interval(values: Any, seed: int) -> tuple[float, list[float]]:
     interval : list of two float
         Its 95 % interval.
     """
-    return bootstrap_interval(lambda a: np.median(a, axis=-1), values, seed=seed)
+    return _interval(np.median, values, seed)
 
 
-def pearson(x: np.ndarray, y: np.ndarray) -> Any:
-    """Pearson correlation along the last axis; NaN where one side does not vary.
-
-    Parameters
-    ----------
-    x, y : ndarray of shape (..., n)
-        Pairs.
-
-    Returns
-    -------
-    correlation : ndarray of shape (...)
-        Between -1 and 1.
-    """
-    x = x - x.mean(axis=-1, keepdims=True)
-    y = y - y.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
-    return (x * y).sum(axis=-1) / scale
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> Any:
-    """Spearman correlation along the last axis, with mean ranks for ties.
+def clustered_interval(
+    values: list[float], clusters: list[str], seed: int
+) -> tuple[float, list[float] | None]:
+    """Mean and its interval; all values of a cluster are drawn together.
 
     Parameters
     ----------
-    x, y : ndarray of shape (..., n)
-        Pairs.
+    values : list of float
+        Numbers.
+    clusters : list of str
+        Of each.
+    seed : int
+        Seed of the resamples.
 
     Returns
     -------
-    correlation : ndarray of shape (...)
-        Between -1 and 1.
+    mean : float
+        Of the values.
+    interval : list of two float or None
+        Its 95 % interval; None for a single cluster.
     """
-    return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
+    names, code = np.unique(clusters, return_inverse=True)
+    sums, counts = np.bincount(code, weights=values), np.bincount(code)
+    mean = float(np.mean(values))
+    if len(names) < 2:
+        return mean, None
+    chosen = _resamples(len(names), seed)
+    return mean, _percentiles(sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1))
+
+
+def _interval(
+    statistic: Callable[..., Any], values: Any, seed: int
+) -> tuple[float, list[float]]:
+    """Estimate with its percentile interval; statistics are along the last axis."""
+    values = np.asarray(values, dtype=np.float64)
+    resampled = statistic(values[_resamples(len(values), seed)], axis=-1)
+    return float(statistic(values)), _percentiles(resampled)
+
+
+def _resamples(n: int, seed: int) -> np.ndarray:
+    """Draw the indices of each resample, (n_resamples, n)."""
+    return np.random.default_rng(seed).integers(n, size=(N_RESAMPLES, n))
+
+
+def _percentiles(resampled: np.ndarray) -> list[float]:
+    """Return the ends of the interval; resamples without a value are left out."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
+    return [float(low), float(high)]
+
+
+def rounded(value: float | None, digits: int = 5) -> float | None:
+    """Round to significant digits.
+
+    Parameters
+    ----------
+    value : float or None
+        A number.
+    digits : int, default=5
+        How many.
+
+    Returns
+    -------
+    value : float or None
+        None where it is not finite.
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}")
 
 
 def seed_of(*parts: Any) -> int:

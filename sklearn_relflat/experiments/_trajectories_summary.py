@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
-from sklearn_relflat.experiments._drawing import MARKERS, OKABE_ITO
-from sklearn_relflat.experiments._statistics import mean_interval, spearman
+from sklearn_relflat.experiments._drawing import OKABE_ITO, draw_line
+from sklearn_relflat.experiments._statistics import mean_interval
 
 Record = dict[str, Any]
 Training = tuple[str, str, int]
@@ -115,7 +116,7 @@ def _prediction(
     for rows in runs.values():
         told = np.array([row[column] for row in rows])
         truth = np.array([row["test_loss"] for row in rows])
-        ranks.append(float(spearman(told, truth)))
+        ranks.append(float(spearmanr(told, truth).statistic))
         errors.append(float(np.abs(np.log(told / truth)).mean()))
     rank, rank_interval = mean_interval(ranks, seed)
     error, error_interval = mean_interval(errors, seed)
@@ -180,14 +181,5 @@ def _draw_curve(ax: Any, rows: list[Record], column: str, label: str, i: int) ->
     low, high = np.array([[min(v), max(v)] for v in values]).T
     # The test loss, what the others are to tell, is black.
     color = OKABE_ITO[-1] if i == 0 else OKABE_ITO[i - 1]
-    ax.errorbar(
-        epochs,
-        mean,
-        np.maximum([mean - low, high - mean], 0),
-        color=color,
-        marker=MARKERS[i],
-        markersize=4,
-        capsize=2,
-        linewidth=2.0 if i == 0 else 1.2,
-        label=label,
-    )
+    width = 2.0 if i == 0 else 1.2
+    draw_line(ax, epochs, mean, low, high, i, color=color, linewidth=width, label=label)

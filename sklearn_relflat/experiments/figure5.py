@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from sklearn_relflat.experiments._all_measures import measure_network, rounded
+from sklearn_relflat.experiments._all_measures import measure_network
 from sklearn_relflat.experiments._figure5_summary import figure_of, summary_of
 from sklearn_relflat.experiments._images import CIFAR10, DIGITS, load_images
-from sklearn_relflat.experiments._lenet import LeNet5, risk_of
+from sklearn_relflat.experiments._lenet import lenet_for, risk_of
 from sklearn_relflat.experiments._lenet_training import Recipe, seed_of, train
+from sklearn_relflat.experiments._statistics import rounded
 
 CLAIM = (
     "Relative flatness of a layer correlates with the generalization gap of LeNet5 on "
@@ -171,7 +172,7 @@ def measure(
         checks_per_epoch=config.checks_per_epoch,
     )
     torch.manual_seed(seed_of(seed, recipe.initialisation))
-    net = _network(config)
+    net = lenet_for(config.data)
     records = []
     for stop, trained in train(recipe, net, images, config.thresholds, seed):
         record: dict[str, Any] = {
@@ -201,13 +202,6 @@ def measure(
             )
         records.append(record)
     return records
-
-
-def _network(config: Config) -> LeNet5:
-    """Make a network for the images."""
-    if config.data == DIGITS:
-        return LeNet5(n_channels=1, size=8, kernel=3, widths=(32, 24))
-    return LeNet5()
 
 
 def summarize(

@@ -13,7 +13,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import scale
 
 from sklearn_relflat import feature_robustness
-from sklearn_relflat.experiments._drawing import MARKERS, OKABE_ITO
+from sklearn_relflat.experiments._drawing import draw_line
 from sklearn_relflat.experiments._statistics import (
     median_interval,
     seed_of,
@@ -289,17 +289,8 @@ def draw(summary: dict[str, Any]) -> Any:
             label = (
                 f"{case['model']}, {case['layer']}, {case['loss'].replace('_', ' ')}"
             )
-            ax.errorbar(
-                [row["delta"] for row in rows],
-                ratio,
-                np.maximum([ratio - low, high - ratio], 0),
-                color=OKABE_ITO[i],
-                marker=MARKERS[i],
-                markersize=4,
-                capsize=2,
-                linewidth=1.2,
-                label=label,
-            )
+            deltas = [row["delta"] for row in rows]
+            draw_line(ax, deltas, ratio, low, high, i, label=label)
         ax.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="0.9", zorder=0)
         ax.axhline(1.0, color="0.5", linewidth=0.8, zorder=0)
         ax.set(xscale="log", title=name, xlabel=r"relative size $\delta$")

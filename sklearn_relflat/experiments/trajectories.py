@@ -17,7 +17,7 @@ from sklearn_relflat.experiments._images import (
     Images,
     load_images,
 )
-from sklearn_relflat.experiments._lenet import LeNet5, Risk, risk_of
+from sklearn_relflat.experiments._lenet import Risk, lenet_for, risk_of
 from sklearn_relflat.experiments._lenet_training import Recipe, seed_of, train_batches
 from sklearn_relflat.experiments._trajectories_summary import figure_of, summary_of
 
@@ -246,13 +246,10 @@ def _flattened(images: Images, pooling: int) -> Images:
 
 def _network(name: str, config: Config, images: Images) -> nn.Module:
     """Make a network for the inputs."""
-    is_small = config.data == DIGITS
     if name == "mlp":
-        widths = (32, 24) if is_small else (256, 128)
+        widths = (32, 24) if config.data == DIGITS else (256, 128)
         return MLP(images.train.shape[1], widths)
-    if is_small:
-        return LeNet5(n_channels=1, size=8, kernel=3, widths=(32, 24))
-    return LeNet5()
+    return lenet_for(config.data)
 
 
 def _smoothed(
