@@ -142,12 +142,63 @@ def robustness_sums(
     ValueError
         If the loss is not finite for some perturbed features.
     """
+    stream = _changes(
+        problem, distribution, n_matrices, random_state, explicit=labels is not None
+    )
+    return _summed(problem, deltas, stream, labels)
+
+
+def neuron_sums(
+    problem: Problem,
+    deltas: np.ndarray,
+    n_directions: int,
+    rng: np.random.RandomState,
+) -> RobustnessSums:
+    """Evaluate directions in which each neuron has an orthogonal matrix of its own.
+
+    Parameters
+    ----------
+    problem : Problem
+        A model with one layer and its data.
+    deltas : ndarray of shape (n_deltas,)
+        Sizes of the perturbations, relative to each neuron's weights.
+    n_directions : int
+        Number of directions; each is a pair with its negative.
+    rng : RandomState
+        Seed of the matrices, which it is advanced by.
+
+    Returns
+    -------
+    sums : RobustnessSums
+        Means over the samples, of ``2 * n_directions`` changes of the weight.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not finite for some perturbed weights.
+    """
+    (layer,) = problem.layers.values()
+    stream = (
+        _Change(
+            weight=HaarOrthogonal().perturb_independent(layer.weight, rng),
+            matrix=None,
+            signs=[1.0, -1.0],
+        )
+        for _ in range(n_directions)
+    )
+    return _summed(problem, deltas, stream, None)
+
+
+def _summed(
+    problem: Problem,
+    deltas: np.ndarray,
+    stream: Iterator[_Change],
+    labels: PerturbedLabels | None,
+) -> RobustnessSums:
+    """Evaluate all changes, as many at a time as are held in memory."""
     (layer,) = problem.layers.values()
     explicit = labels is not None
     numbers = layer.n_features * (layer.n_neurons + explicit * layer.n_features)
-    stream = _changes(
-        problem, distribution, n_matrices, random_state, explicit=explicit
-    )
     results = []
     while group := list(islice(stream, max(1, _HELD_NUMBERS // numbers))):
         sums = _Sums(problem, deltas.tolist(), group, labels)
