@@ -62,7 +62,10 @@ __all__ = [
     "FeatureRobustnessDisplay",
     "FlatnessAccuracyDisplay",
     "GeneralizationBoundDisplay",
+    "HessianSpectrumDisplay",
     "LayerProfileDisplay",
+    "LossSurfaceDisplay",
+    "MeasureCorrelationDisplay",
     "RelativeFlatnessPathDisplay",
     "TrainingDisplay",
 ]
@@ -73,7 +76,10 @@ from ._displays.density_radius import DensityRadiusDisplay
 from ._displays.feature_robustness import FeatureRobustnessDisplay
 from ._displays.flatness_accuracy import FlatnessAccuracyDisplay
 from ._displays.generalization_bound import GeneralizationBoundDisplay
+from ._displays.hessian_spectrum import HessianSpectrumDisplay
 from ._displays.layer_profile import LayerProfileDisplay
+from ._displays.loss_surface import LossSurfaceDisplay
+from ._displays.measure_correlation import MeasureCorrelationDisplay
 from ._displays.ridge_path import RelativeFlatnessPathDisplay
 from ._displays.training import TrainingDisplay
 from ._evidence.rank_correlations import RankCorrelations, rank_correlations

@@ -34,6 +34,9 @@ ERROR_STYLE: dict[str, Any] = {"capsize": 3.0, "elinewidth": 1.2}
 #: How the area within an error is filled; for `Axes.fill_between` and `Axes.axvspan`.
 BAND_STYLE: dict[str, Any] = {"alpha": 0.25, "linewidth": 0.0}
 
+# Height of a row with a name and of what lies around the rows, in inches.
+_ROW, _AROUND = 0.22, 1.0
+
 # From this ratio on the smaller values could not be told apart on a linear axis.
 _DECADES = 30.0
 
@@ -121,6 +124,20 @@ def open_axes(ax: Any, caller: str) -> tuple[Any, Any]:
             "with: figure, ax = plt.subplots()."
         )
     return ax, ax.get_figure()
+
+
+def make_room(figure: Any, n_rows: float) -> None:
+    """Make a figure high enough for rows with names to keep apart.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure
+        The figure, of the display's own.
+    n_rows : float
+        Number of rows.
+    """
+    height = _ROW * n_rows + _AROUND
+    figure.set_figheight(max(figure.get_figheight(), height))
 
 
 def ink(ax: Any) -> Any:

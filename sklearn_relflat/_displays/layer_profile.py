@@ -13,6 +13,7 @@ from sklearn_relflat._displays.drawing import (
     check_matplotlib,
     frame_of,
     ink,
+    make_room,
     open_axes,
     readable_ticks,
     set_scale,
@@ -21,9 +22,6 @@ from sklearn_relflat._displays.drawing import (
 from sklearn_relflat._displays.labels import flatness_label
 from sklearn_relflat._flatness.relative_flatness import layerwise_relative_flatness
 from sklearn_relflat._flatness.result import LayerwiseRelativeFlatness
-
-# Height of a row and of what lies around them, in inches: names keep apart.
-_ROW, _AROUND = 0.22, 1.0
 
 
 class LayerProfileDisplay:
@@ -217,8 +215,7 @@ class LayerProfileDisplay:
         own_figure = ax is None
         self.ax_, self.figure_ = open_axes(ax, f"{type(self).__name__}.plot")
         if own_figure:
-            height = _ROW * len(self.layers) + _AROUND
-            self.figure_.set_figheight(max(self.figure_.get_figheight(), height))
+            make_room(self.figure_, len(self.layers))
         values = np.asarray(self.values, dtype=np.float64)
         rows = np.arange(len(values), dtype=np.float64)
         style = {"color": BLUE, "marker": "o", "linestyle": "-", **ERROR_STYLE}
