@@ -78,8 +78,8 @@ class HessianSpectrumDisplay:
     Notes
     -----
     The scale ends where a tenth of one eigenvalue would be seen: below that the density
-    between the Gaussians says nothing. Negative eigenvalues tell that the model is at
-    no minimum of the loss of this sample.
+    between the Gaussians says nothing. Eigenvalues that are negative beyond round-off
+    tell that the model is at no minimum of the mean loss of this sample.
 
     Examples
     --------
@@ -330,7 +330,7 @@ class HessianSpectrumDisplay:
 
     def _top(self) -> float:
         """Largest value that is drawn."""
-        if self.band_ is None:
+        if self.stderr is None or self.band_ is None:
             return float(np.max(self.density))
         return float(np.max(self.density + 2 * self.stderr))
 

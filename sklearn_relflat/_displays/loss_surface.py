@@ -279,7 +279,7 @@ class LossSurfaceDisplay:
         """
         self.ax_, self.figure_ = open_axes(ax, f"{type(self).__name__}.plot")
         self.weight_lines_ = self._draw_directions(
-            self.weight_losses, ORANGE, "each neuron's weights", weight_kwargs
+            self._weight_losses, ORANGE, "each neuron's weights", weight_kwargs
         )
         self.feature_lines_ = self._draw_directions(
             self.feature_losses, BLUE, "features", feature_kwargs
@@ -317,7 +317,7 @@ class LossSurfaceDisplay:
 
     def _draw_directions(
         self,
-        losses: np.ndarray | None,
+        losses: np.ndarray,
         color: str,
         label: str,
         kwargs: Mapping[str, Any] | None,
@@ -325,8 +325,7 @@ class LossSurfaceDisplay:
         """Draw a thin line for each direction."""
         style = {"color": color, "linewidth": 0.8, "alpha": 0.9, "label": label}
         given = styled(style, kwargs)
-        rows = [] if losses is None else losses
-        return [self.ax_.plot(self.deltas, row, **given)[0] for row in rows]
+        return [self.ax_.plot(self.deltas, row, **given)[0] for row in losses]
 
     def _draw_band(self, kwargs: Mapping[str, Any] | None) -> Any:
         """Shade what is within the error of the mean."""
@@ -345,6 +344,13 @@ class LossSurfaceDisplay:
             self.mean + 2 * self.stderr,
             **styled(style, kwargs, PolyCollection),
         )
+
+    @property
+    def _weight_losses(self) -> np.ndarray:
+        """Losses along directions of the weights, without rows where none are."""
+        if self.weight_losses is None:
+            return np.empty((0, len(self.deltas)))
+        return self.weight_losses
 
     @property
     def _parabola(self) -> np.ndarray:
@@ -368,7 +374,7 @@ class LossSurfaceDisplay:
         }
         for name, losses in (
             ("features", self.feature_losses),
-            ("weights", [] if self.weight_losses is None else self.weight_losses),
+            ("weights", self._weight_losses),
         ):
             columns |= {f"{name}_{i}": row for i, row in enumerate(losses)}
         return frame_of(columns, f"{type(self).__name__}.frame")
@@ -378,12 +384,13 @@ def _grid(delta: Any, n_points: Any) -> np.ndarray:
     """Sizes from -delta to delta, with zero in the middle."""
     if not (isinstance(delta, Real) and 0 < float(delta) < np.inf):
         raise ValueError(f"Expected delta to be a positive number, got {delta!r}.")
-    if not (isinstance(n_points, Integral) and n_points > 2 and n_points % 2):
+    half, rest = divmod(int(n_points), 2) if isinstance(n_points, Integral) else (0, 0)
+    if not (half and rest):
         raise ValueError(
             f"Expected n_points to be an odd integer of at least 3, got {n_points!r}: "
             "one of the points is the model itself."
         )
-    right = float(delta) * np.arange(1, n_points // 2 + 1) / (n_points // 2)
+    right = float(delta) * np.arange(1, half + 1) / half
     return np.concatenate([-right[::-1], [0.0], right])
 
 
