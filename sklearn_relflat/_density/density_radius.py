@@ -31,6 +31,7 @@ from sklearn_relflat._density.arrays import (
 )
 from sklearn_relflat._density.feature_metric import FeatureMetric
 from sklearn_relflat._density.radial_kernels import Seed, array_module
+from sklearn_relflat._results.plottable import Plottable
 
 # Distances that are kept between the evaluations of the likelihood (256 MB).
 _KEPT_DISTANCES = 2**25
@@ -44,7 +45,7 @@ _LOG_2PI = float(np.log(2.0 * np.pi))
 
 
 @dataclass(frozen=True, eq=False)
-class DensityRadius:
+class DensityRadius(Plottable):
     """Radius of local densities, chosen by leave-one-out likelihood.
 
     Attributes

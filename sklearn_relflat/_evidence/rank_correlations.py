@@ -18,6 +18,7 @@ from sklearn_relflat._evidence.coefficients import (
 )
 from sklearn_relflat._evidence.pairs import RunPairs, groups_of
 from sklearn_relflat._evidence.runs import Runs
+from sklearn_relflat._results.plottable import Plottable
 from sklearn_relflat._selection.report_text import TableReport, listed, number
 
 # Weights of pairs that are held at a time (64 MB).
@@ -26,7 +27,7 @@ _FEWEST_RUNS = 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RankCorrelations(TableReport):
+class RankCorrelations(Plottable, TableReport):
     """Coefficients of measures against a target.
 
     ``print(result)`` has the table; `frame` all numbers.

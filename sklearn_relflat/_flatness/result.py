@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_relflat._results.plottable import Plottable
+
 
 @dataclass(frozen=True, eq=False)
 class RelativeFlatness:
@@ -84,7 +86,7 @@ class NotMeasuredError(KeyError, ValueError):
         return str(self.args[0])
 
 
-class LayerwiseRelativeFlatness(dict[str, RelativeFlatness]):
+class LayerwiseRelativeFlatness(Plottable, dict[str, RelativeFlatness]):
     """Results by the name of the layer, and what was not measured.
 
     Parameters

@@ -11,13 +11,14 @@ import numpy as np
 
 from sklearn_relflat._layers.names import layer_words
 from sklearn_relflat._measures.tables import make_table
+from sklearn_relflat._results.plottable import Plottable
 
 # Width of the density's kernel where none is given, as a part of the spectrum's range.
 _WIDTH = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class HessianSpectrum:
+class HessianSpectrum(Plottable):
     """Distribution of the eigenvalues of a Hessian, and how it was obtained.
 
     Attributes

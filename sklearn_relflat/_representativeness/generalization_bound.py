@@ -20,6 +20,7 @@ from sklearn_relflat._representativeness.split_errors import (
     own_random_state,
     split_errors,
 )
+from sklearn_relflat._results.plottable import Plottable
 from sklearn_relflat._split.feature_split import FeatureSplit
 
 # Theorem 5 needs perturbations of norm delta at most.
@@ -30,6 +31,14 @@ _CONSTRAINTS = {
     "kernel": [StrOptions(_BOUNDED_KERNELS)],
     "refit": [StrOptions({"head", "estimator"})],
 }
+
+
+class GeneralizationBound(Plottable, Bunch):
+    """Result of `generalization_bound`, which has its keys."""
+
+    def __dir__(self) -> list[str]:
+        """List the keys, as a Bunch does, and the picture."""
+        return [*self, "plot"]
 
 
 def generalization_bound(
@@ -45,7 +54,7 @@ def generalization_bound(
     n_draws: int = 8,
     refit: str = "estimator",
     random_state: Seed = None,
-) -> Bunch:
+) -> GeneralizationBound:
     """Estimate the generalization gap by representativeness plus flatness.
 
     The gap is exactly representativeness plus feature robustness (equation 5 of [1]_),
@@ -92,7 +101,8 @@ def generalization_bound(
     Returns
     -------
     result : Bunch
-        With a grid of deltas, the entries marked * are arrays of shape (n_deltas,).
+        Its ``plot()`` opens `GeneralizationBoundDisplay`. With a grid of deltas, the
+        entries marked * are arrays of shape (n_deltas,).
 
         bound * : float
             representativeness + flatness_term.
@@ -220,7 +230,7 @@ def generalization_bound(
     }
     if deltas.ndim == 0:
         per_delta = {name: float(values[0]) for name, values in per_delta.items()}
-    return Bunch(
+    return GeneralizationBound(
         **per_delta,
         best_delta=float(np.atleast_1d(deltas)[bound.argmin()]),
         kappa=kappa,

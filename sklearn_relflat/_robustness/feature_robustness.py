@@ -11,13 +11,14 @@ import numpy as np
 from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._layers.names import one_layer
+from sklearn_relflat._results.plottable import Plottable
 from sklearn_relflat._robustness.perturbations import resolve_matrices
 from sklearn_relflat._robustness.perturbed_labels import PerturbedLabels
 from sklearn_relflat._robustness.sums import robustness_sums
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureRobustness:
+class FeatureRobustness(Plottable):
     """How much the loss rises when the features of one layer are perturbed.
 
     ``E_F(delta, A)`` is the mean loss with features ``(I + delta A) phi`` minus that

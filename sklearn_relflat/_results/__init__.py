@@ -1,0 +1,1 @@
+"""What all results have in common, whatever was measured."""
