@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +27,8 @@ from sklearn_relflat._measures.spectrum_result import HessianSpectrum
 # Points of the curve for each width of its Gaussians, and widths beyond the extremes.
 _POINTS_PER_WIDTH, _WIDTHS_BEYOND = 8, 4
 _MOST_POINTS = 20_000
+# Characters of the title in a line.
+_TITLE = 56
 
 
 class HessianSpectrumDisplay:
@@ -296,9 +299,11 @@ class HessianSpectrumDisplay:
         self.ax_.set_xlabel(r"eigenvalue (units of the loss per weight$^2$)")
         self.ax_.set_ylabel("density (share of the eigenvalues per unit)")
         if self.layer is not None:
-            self.ax_.set_title(
+            words = (
                 f"Hessian of the {loss_label(self.loss)} in {layer_words(self.layer)}"
             )
+            # Several names, or a long one, are wider than the axes.
+            self.ax_.set_title(fill(words, _TITLE))
         drawn = (self.line_, self.band_, self.largest_line_, self.smallest_line_)
         self.legend_ = add_legend(self.ax_, handles=[a for a in drawn if a is not None])
         return self

@@ -40,7 +40,7 @@ class LossSurfaceDisplay:
     feature_losses : ndarray of shape (n_directions, n_points)
         Mean loss with features ``(I + delta A) phi``, for random orthogonal matrices A.
     mean : ndarray of shape (n_points,)
-        Mean loss that is expected of all orthogonal matrices.
+        Mean over the matrices A and -A, an estimate of that over all of them.
     stderr : ndarray of shape (n_points,)
         Its standard errors; infinite for a single direction.
     coefficient : float
@@ -91,9 +91,8 @@ class LossSurfaceDisplay:
     begins with ``delta^2 / (2m) sum_s ||w_s||^2 Tr H_ss``, which lacks the blocks
     between neurons. In a layer of one neuron the two have the same law.
 
-    The mean is freed of the sampling error of its second-order part, as
-    ``expectation`` of `feature_robustness`; a single line also has odd orders, and
-    lies above on one side of zero and below on the other.
+    A single line has odd orders in delta, too: it may rise faster on one side. The mean
+    has none, as it is over A and -A.
 
     Examples
     --------
@@ -223,8 +222,8 @@ class LossSurfaceDisplay:
                 **shared,
             )
             weight_losses = _both_sides(on_their_own, result.mean_loss)
-        expected = np.stack([result.expectation, result.expectation_stderr])
-        mean, stderr = _both_sides(np.stack([expected, expected], axis=1), 0.0)
+        over_pairs = np.stack([result.mean, result.stderr])
+        mean, stderr = _both_sides(np.stack([over_pairs, over_pairs], axis=1), 0.0)
         display = cls(
             deltas=deltas,
             feature_losses=_both_sides(rises, result.mean_loss),
@@ -284,7 +283,7 @@ class LossSurfaceDisplay:
         self.feature_lines_ = self._draw_directions(
             self.feature_losses, BLUE, "features", feature_kwargs
         )
-        style = {"color": BLUE, "linewidth": 2.2, "label": "mean over features"}
+        style = {"color": BLUE, "linewidth": 2.8, "label": "mean over features"}
         (self.mean_line_,) = self.ax_.plot(
             self.deltas, self.mean, **styled(style, mean_kwargs)
         )

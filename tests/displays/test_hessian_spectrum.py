@@ -165,6 +165,13 @@ def test_density_without_errors():
     assert display.frame()["stderr"].isna().all()
 
 
+def test_long_names_of_layers_fit(dense):
+    display = HessianSpectrumDisplay.from_estimator(*dense)
+    for layer in ("encoder.layers.0.self_attention.output_projection", "a" * 150):
+        display.layer = layer
+        check_looks(display.plot())
+
+
 @pytest.mark.parametrize("style", ["default", "dark_background"])
 def test_looks(style, dense, sampled):
     with plt.style.context(style):

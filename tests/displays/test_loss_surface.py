@@ -59,7 +59,7 @@ def test_lines_are_the_losses_of_perturbed_features(logistic):
         np.testing.assert_allclose(line.get_ydata(), expected, atol=1e-12)
 
 
-def test_mean_is_the_expectation_on_both_sides(logistic):
+def test_mean_is_over_the_lines_and_their_mirror_images(logistic):
     display = LossSurfaceDisplay.from_estimator(*logistic, delta=0.8, **SMALL)
     rise = feature_robustness(
         *logistic,
@@ -67,9 +67,10 @@ def test_mean_is_the_expectation_on_both_sides(logistic):
         n_matrices=6,
         random_state=np.random.RandomState(0),
     )
-    mean, stderr = rise.mean_loss + rise.expectation, rise.expectation_stderr
-    expected = [*mean[::-1], rise.mean_loss, *mean]
+    over_lines = display.feature_losses.mean(axis=0)
+    expected = (over_lines + over_lines[::-1]) / 2
     np.testing.assert_allclose(display.mean_line_.get_ydata(), expected)
+    mean, stderr = expected[3:], rise.stderr
     np.testing.assert_allclose(display.stderr, [*stderr[::-1], 0.0, *stderr])
     vertices = display.band_.get_paths()[0].vertices
     at_end = vertices[np.isclose(vertices[:, 0], 0.8), 1]
@@ -108,7 +109,12 @@ def test_parabola_is_that_of_flatness(least_squares):
     expected = base + display.deltas**2 * kappa / (2 * X.shape[1])
     np.testing.assert_allclose(display.line_.get_ydata(), expected)
     # For least squares the mean has no higher orders.
-    np.testing.assert_allclose(display.mean, expected)
+    assert np.all(abs(display.mean - expected) <= 4 * display.stderr + 1e-9)
+    many = LossSurfaceDisplay.from_estimator(
+        *least_squares, **{**SMALL, "n_directions": 500}
+    )
+    assert many.stderr[-1] < 0.2 * display.stderr[-1]
+    assert np.all(abs(many.mean - expected) <= 4 * many.stderr + 1e-9)
 
 
 def test_hidden_layer_and_the_model_stays_as_it_is():
@@ -123,6 +129,22 @@ def test_hidden_layer_and_the_model_stays_as_it_is():
     assert display.coefficient == pytest.approx(kappa / (2 * X.shape[1]))
     assert "'coefs.0'" in display.ax_.get_title()
     assert "nats" in display.ax_.get_ylabel()
+
+
+@pytest.mark.parametrize("layer", ["coefs.0", "coefs.1"])
+def test_rescaled_layers_look_the_same(layer):
+    X, y = load_iris(return_X_y=True)
+    mlp = MLPClassifier((4,), solver="lbfgs", max_iter=2000, random_state=0).fit(X, y)
+    scaled = copy.deepcopy(mlp)
+    scaled.coefs_ = [8 * mlp.coefs_[0], mlp.coefs_[1] / 8]
+    scaled.intercepts_ = [8 * mlp.intercepts_[0], mlp.intercepts_[1]]
+    one, two = (
+        LossSurfaceDisplay.from_estimator(model, X, y, layer=layer, **SMALL)
+        for model in (mlp, scaled)
+    )
+    np.testing.assert_allclose(one.feature_losses, two.feature_losses)
+    np.testing.assert_allclose(one.weight_losses, two.weight_losses)
+    assert one.coefficient == pytest.approx(two.coefficient)
 
 
 def test_same_seed_same_lines(logistic):
