@@ -28,7 +28,7 @@ from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_sums import BatchSums, SmoothedSums
 from sklearn_relflat._robustness.smoothing import (
     INPUT,
-    PairStream,
+    PairStreams,
     Perturbed,
     PerturbedInput,
     PerturbedLayer,
@@ -258,9 +258,8 @@ class Smoother:
         sums: SmoothedSums | None = None
         while True:
             begun = 0 if sums is None else sums.n_pairs
-            streams = [
-                PairStream(self._problem.seed, begun + k, like) for k in range(n_pairs)
-            ]
+            pairs = range(begun, begun + n_pairs)
+            streams = PairStreams(self._problem.seed, pairs, like)
             passed = SmoothedSums.joined(
                 [
                     self._batch_sums(self._make(batch), delta, space, streams)
@@ -287,7 +286,7 @@ class Smoother:
         perturbed: Perturbed,
         delta: float,
         space: FeatureMetric,
-        streams: list[PairStream],
+        streams: PairStreams,
     ) -> SmoothedSums:
         """Draw the pairs of one batch."""
         batch, risk = perturbed.batch, self._risk
@@ -302,7 +301,7 @@ class Smoother:
         if curvature is not None and curvature.is_exact:
             return sums.known(delta**2 * curvature.expected)
         if curvature is not None:
-            sums.expect(delta**2 * curvature.expected, len(streams))
+            sums.expect(delta**2 * curvature.expected, len(streams.pairs))
         for step in pairs_of(perturbed, space, streams):
             both = perturbed.pair(step, delta)
             outputs = next(both)

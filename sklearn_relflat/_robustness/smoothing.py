@@ -7,6 +7,14 @@ A_i and -A_i. "input" names the features that enter the model, flattened, P = 1.
 The numbers of pair k come from a generator of its own, which is read sample after
 sample: the same seed gives sample i the same perturbations in every model with the same
 features, whatever the batches are (on a CPU).
+
+Wide features share numbers: drawing them would take as long as what they are for. Four
+pairs turn one draw g by shifts with signs, Q g, where Q is a permutation times a
+diagonal of random signs, the same for all samples. Q is orthogonal, so that each pair
+is Haar. It leaves pairs uncorrelated to second order: for an even function with the
+Hessian H the covariance given Q is 2 tr(H Q^T H Q), up to what the fixed norm takes
+off, and the random shift and signs make its mean zero and its size
+O(1 / sqrt(m)) of the variance 2 tr(H^2).
 """
 
 from __future__ import annotations
@@ -15,7 +23,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -40,6 +49,9 @@ INPUT = "input"
 _BLOCK = 16
 # Numbers whose drawing takes much longer than handing them from thread to thread.
 _WORTH_A_THREAD = 2**18
+# Features from which on pairs share a draw, and how many do.
+_WIDE = 1024
+_SHARED_BY = 4
 
 
 class PairStream(RandomSource):
@@ -69,6 +81,86 @@ class PairStream(RandomSource):
         self._buffer.normal_(generator=self.device_generator)
         drawn = self._buffer[:, :rest].to(self.like.dtype)
         return drawn.reshape(shape)
+
+
+class Turn(RandomSource):
+    """Orthogonal matrix Q that turns the draw of a pair: a shift with signs.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of all pairs.
+    pair : int
+        Number of the pair.
+    n_features : int
+        Features m.
+    like : Tensor
+        Has the dtype and device of the numbers.
+    """
+
+    def __init__(self, seed: int, pair: int, n_features: int, like: Tensor) -> None:
+        # The stream of the pair's own numbers is not in use.
+        super().__init__((seed + 0x9E3779B9 * pair) % 2**32, like)
+        self._shift = int(self.generator.integers(1, n_features))
+        signs = self.generator.integers(0, 2, size=n_features)
+        self._signs = self.array(2.0 * signs - 1.0)
+
+    def of(self, drawn: Tensor, out: Tensor) -> Tensor:
+        """Turn numbers of shape (n, m) into a tensor of their shape."""
+        k, signs = self._shift, self._signs
+        torch.mul(drawn[:, k:], signs[:-k], out=out[:, :-k])
+        torch.mul(drawn[:, :k], signs[-k:], out=out[:, -k:])
+        return out
+
+
+@dataclass
+class PairStreams:
+    """Streams of several pairs.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of all pairs.
+    pairs : range
+        Numbers of the pairs.
+    like : Tensor
+        Has the dtype and device of the numbers.
+    """
+
+    seed: int
+    pairs: range
+    like: Tensor
+    _streams: dict[int, PairStream] = field(default_factory=dict)
+    _turns: dict[int, Turn] = field(default_factory=dict)
+
+    def each(self) -> list[PairStream]:
+        """Return the stream of each pair."""
+        return [self._stream(pair) for pair in self.pairs]
+
+    def shared(self, n_features: int) -> list[tuple[PairStream, list[Turn | None]]]:
+        """Return streams with the turns of the pairs that share each; None is none."""
+        if n_features < _WIDE:
+            return [(stream, [None]) for stream in self.each()]
+        return [
+            (self._stream(first), [self._turn(pair, n_features) for pair in pairs])
+            for first, pairs in groupby(
+                self.pairs, lambda pair: pair - pair % _SHARED_BY
+            )
+        ]
+
+    def _stream(self, pair: int) -> PairStream:
+        """Open the stream of a pair, or go on with it."""
+        if pair not in self._streams:
+            self._streams[pair] = PairStream(self.seed, pair, self.like)
+        return self._streams[pair]
+
+    def _turn(self, pair: int, n_features: int) -> Turn | None:
+        """Draw the turn of a pair; the first that shares a draw takes it as it is."""
+        if pair % _SHARED_BY == 0:
+            return None
+        if pair not in self._turns:
+            self._turns[pair] = Turn(self.seed, pair, n_features, self.like)
+        return self._turns[pair]
 
 
 class Perturbed(ABC):
@@ -289,7 +381,7 @@ class PerturbedLayer(Perturbed):
 
 
 def pairs_of(
-    perturbed: Perturbed, metric: FeatureMetric, streams: list[PairStream]
+    perturbed: Perturbed, metric: FeatureMetric, streams: PairStreams
 ) -> Iterator[Tensor]:
     """Draw perturbations of relative size one, a pair after the other.
 
@@ -299,30 +391,39 @@ def pairs_of(
         The batch.
     metric : FeatureMetric
         Shape of the perturbations.
-    streams : list of PairStream
-        Numbers of each pair.
+    streams : PairStreams
+        Numbers of the pairs.
 
     Yields
     ------
     step : Tensor of shape (n, m, P)
-        A_i Phi_i; its negative is the other of the pair.
+        A_i Phi_i; its negative is the other of the pair. It lasts until the next.
     """
     phi = perturbed.features
     n, m, positions = phi.shape
     if positions > 1:
         rows = phi.swapaxes(1, 2)
         reduced = HaarOrthogonal()._reduce(rows)
-        for stream in streams:
+        for stream in streams.each():
             yield HaarOrthogonal()._act(reduced, m, stream).swapaxes(1, 2)
         return
     norms = torch.linalg.vector_norm(metric.whitened(phi[:, :, 0]), dim=1)
-    for drawn in _drawn_ahead(streams, n, m):
+    shared = streams.shared(m)
+    turned = None
+    drawn_ahead = _drawn_ahead([stream for stream, _ in shared], n, m)
+    for drawn, (_, turns) in zip(drawn_ahead, shared, strict=True):
         lengths = torch.linalg.vector_norm(drawn, dim=1)
         # In single precision all numbers can be zero where there are few.
         drawn[:, 0] += lengths == 0
         lengths = lengths + (lengths == 0)
         drawn *= (norms / lengths)[:, None]
-        yield metric.coloured(drawn)[:, :, None]
+        for turn in turns:
+            if turn is None:
+                step = drawn
+            else:
+                turned = torch.empty_like(drawn) if turned is None else turned
+                step = turn.of(drawn, turned)
+            yield metric.coloured(step)[:, :, None]
 
 
 def _drawn_ahead(streams: list[PairStream], n: int, m: int) -> Iterator[Tensor]:

@@ -28,8 +28,8 @@ WITHIN: dict[str, str] = {
 }
 #: How the accurate ones are told, and which of them are compared.
 TOLERANCES: dict[str, dict[str, Any]] = {
-    "0.01": {"tol": 0.01},
-    "1se": {"tol": "1se"},
+    "0.01": {"tol": 0.01, "loss_tol": None},
+    "1se": {"tol": "1se", "loss_tol": None},
     "1se, equal loss": {"tol": "1se", "loss_tol": 0.5},
 }
 BASELINE = "cross-validated log-loss"

@@ -18,6 +18,7 @@ from torch import nn
 
 from sklearn_relflat._density.density_radius import density_radius
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
+from sklearn_relflat._robustness import smoothing
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 
 X, y = make_classification(
@@ -344,6 +345,69 @@ def test_two_standard_errors_hold_the_exact_value(name):
         found = smoothed_risk(model, X[:n], y[:n], random_state=seed, **options)
         hits += abs(found.value - exact.value) <= 1.96 * found.stderr
     assert 0.92 <= hits / 300 <= 0.99
+
+
+def pooling_net(n_pixels):
+    """One mean over blocks of pixels, as far from independent pixels as nets are."""
+    torch.manual_seed(0)
+    side = int(n_pixels**0.5)
+    module = nn.Sequential(
+        nn.Unflatten(1, (1, side, side)),
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(8),
+        nn.Flatten(),
+        nn.Linear(3 * (side // 8) ** 2, 3),
+    )
+    return NeuralNet(module, nn.CrossEntropyLoss, batch_size=16).initialize()
+
+
+@pytest.mark.parametrize(("n", "rough"), [(3, False), (15, True)])
+def test_pairs_that_share_a_draw_have_true_standard_errors(n, rough, monkeypatch):
+    """Four pairs turn one draw; the fewer the features, the less they are apart."""
+    monkeypatch.setattr(smoothing, "_WIDE", 256)
+    images = np.random.default_rng(0).normal(size=(n, 256)).astype(np.float32)
+    net = pooling_net(256)
+    if rough:
+        # Most of the curvature lies in few pixels, and the turns do not mix much.
+        images[:, 8:] *= 0.01
+        net.module_[1].weight.data *= 30
+    options = {"radius": 1.0, "n_draws": 16}
+    found = [
+        smoothed_risk(net, images, y[:n], random_state=seed, **options)
+        for seed in range(300)
+    ]
+    values = np.array([one.value for one in found])
+    exact = smoothed_risk(
+        net, images, y[:n], random_state=10**6, **{**options, "n_draws": 2000}
+    )
+    assert abs(values.mean() - exact.value) < 5 * np.hypot(
+        values.std() / 300**0.5, exact.stderr
+    )
+    hits = [abs(one.value - exact.value) <= 1.96 * one.stderr for one in found]
+    assert 0.92 <= np.mean(hits) <= 0.99
+    # The pairs are as good as independent: what they say apart has the spread of all.
+    by_pair = np.array([one.by_pair for one in found])
+    correlations = np.corrcoef(by_pair.T)
+    assert abs(correlations[~np.eye(8, dtype=bool)]).max() < 0.25
+    assert abs(correlations[~np.eye(8, dtype=bool)].mean()) < 0.03
+
+
+def test_pairs_that_share_a_draw_go_on_where_a_round_ended():
+    """The pairs of a seed are the same however they are asked for."""
+    assert smoothing._WIDE == 1024
+    images = np.random.default_rng(0).normal(size=(5, 1024)).astype(np.float32)
+    net = pooling_net(1024)
+    few, more = (
+        smoothed_risk(net, images, y[:5], radius=1.0, n_draws=k, random_state=0)
+        for k in (6, 16)
+    )
+    np.testing.assert_allclose(few.by_pair, more.by_pair[:3], rtol=1e-6)
+    rounds = smoothed_risk(
+        net, images, y[:5], radius=1.0, n_draws=6, rtol=5e-4, random_state=0
+    )
+    np.testing.assert_allclose(rounds.by_pair[:8], more.by_pair, rtol=1e-6)
+    assert len(np.unique(more.by_pair)) == 8
 
 
 def test_rtol_draws_until_it_is_reached():

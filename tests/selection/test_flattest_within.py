@@ -222,7 +222,8 @@ UNEQUAL = [0.3, 0.3, 0.001]
 def test_warning_about_unequal_losses(losses, flatness, warns, key):
     accuracy = [0.96, 0.95, 0.96, 0.5][: len(losses)]
     cv_results = with_losses(accuracy, flatness, losses, key)
-    rule = FlattestWithin(0.02, loss=None if key == "neg_log_loss" else key)
+    named = None if key == "neg_log_loss" else key
+    rule = FlattestWithin(0.02, loss=named, loss_tol=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         chosen = rule(cv_results)
@@ -237,10 +238,23 @@ def test_warning_about_unequal_losses(losses, flatness, warns, key):
     if np.isfinite(losses).any():
         # Whoever sets the limit has thought about it.
         rule.set_params(loss=key, loss_tol=1e6)(cv_results)
+        # As has who leaves it to us.
+        careful = rule.set_params(loss=named, loss_tol="auto")(cv_results)
+        assert careful == rule.set_params(loss_tol=0.5)(cv_results)
     if chosen != int(np.argmax(accuracy)):
-        rule.set_params(loss=None, loss_tol=None)
-        with pytest.warns(UserWarning, match="no training losses to compare"):
-            rule(results(accuracy, flatness))
+        for loss_tol in (None, "auto"):
+            rule.set_params(loss=None, loss_tol=loss_tol)
+            with pytest.warns(UserWarning, match="no training losses to compare"):
+                assert rule(results(accuracy, flatness)) == chosen
+
+
+def test_training_losses_are_compared_by_default():
+    """Losses that are known are used, and only what is not known is warned of."""
+    accuracy, flatness = [0.96, 0.95, 0.96], [-30, -20, -1]
+    assert FlattestWithin(0.02)(with_losses(accuracy, flatness, UNEQUAL)) == 1
+    nowhere = with_losses(accuracy, flatness, [NAN] * 3)
+    with pytest.warns(UserWarning, match="no training losses to compare"):
+        assert FlattestWithin(0.02)(nowhere) == 2
 
 
 @pytest.mark.parametrize(
@@ -270,7 +284,7 @@ def test_warning_about_unequal_losses(losses, flatness, warns, key):
             (
                 FlattestWithin(loss_tol=tol),
                 with_losses([1.0], [1.0], [0.1]),
-                f"loss_tol to be a finite number of at least 0, or None, got {tol!r}",
+                f"a finite number of at least 0, 'auto', or None, got {tol!r}",
             )
             for tol in (-0.1, NAN, INF, True, "1se")
         ),
@@ -327,13 +341,14 @@ def test_equal_losses_in_a_search():
         ).fit(X, y)
 
     with pytest.warns(UserWarning, match="about the same training loss") as caught:
-        assert fitted().best_params_ == {"C": 0.03}
+        assert fitted(loss_tol=None).best_params_ == {"C": 0.03}
     assert len(caught) == 1
-    search = fitted(loss_tol=0.5)
+    search = fitted()
     ratio = search.cv_results_["mean_train_ce"] / np.median(
         search.cv_results_["mean_train_ce"]
     )
     # The norm grows with C, so the flattest near the median is the first of them.
     assert search.best_index_ == np.flatnonzero((ratio >= 2 / 3) & (ratio <= 1.5))[0]
     assert search.best_index_ > 0
-    assert clone(search).refit.loss_tol == 0.5
+    assert search.best_index_ == fitted(loss_tol=0.5).best_index_
+    assert clone(search).refit.loss_tol == "auto"
