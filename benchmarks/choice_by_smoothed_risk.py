@@ -10,7 +10,7 @@ choice minus that of the best candidate. Sets alternate between a selection half
 confirmation half: what is chosen on the first (layer, shape, radius, references) is
 judged on the second. Every record is written as it arrives
 (``results/choice_by_smoothed_risk.jsonl``); a run that was stopped goes on where it
-was, and ends with ``results/choice_by_smoothed_risk.json`` and ``.md``.
+was, and ends with ``results/choice_by_smoothed_risk.json``, ``.md`` and ``.svg``.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from _choice_figure import AGAINST, draw
 from _data import add_data_option, load_images
 from _environment import environment, write_results
 from _other_families import FAMILIES as OTHER_FAMILIES
@@ -169,6 +170,12 @@ def mlps() -> list:
 
 
 FAMILIES = {"logistic": (logistic, "coef"), "mlp": (mlps, "coefs.1")}
+SHOWN_AS = {
+    "logistic": "logistic regression",
+    "mlp": "MLP",
+    "nets by SGD": "nets by SGD",
+    "kernel ridge": "kernel ridge,\nsquared error",
+}
 SHAPES = ("isotropic", "within_class", "covariance")
 
 
@@ -357,25 +364,30 @@ def regrets(records: list[dict], rule: str, key: str = "test_loss") -> np.ndarra
     )
 
 
+def difference(records: list[dict], rule: str, against: str = AGAINST) -> np.ndarray:
+    """Regret of a rule minus that of another, in each record that has the rule."""
+    having = [r for r in records if rule in r["choice"]]
+    return regrets(having, rule) - regrets(having, against)
+
+
 def summary(records: list[dict], against: str) -> list[dict]:
     """One row a rule: regret, and the difference from cross-validation, paired."""
     rows = []
     rules = dict.fromkeys(rule for r in records for rule in r["choice"])
     for rule in rules:
         having = [r for r in records if rule in r["choice"]]
-        own, other = regrets(having, rule), regrets(having, against)
-        difference = own - other
+        apart = difference(having, rule, against)
         rows.append(
             {
                 "rule": rule,
                 "records": len(having),
-                "regret": float(own.mean()),
+                "regret": float(regrets(having, rule).mean()),
                 "error_regret": float(regrets(having, rule, "test_error").mean()),
-                "difference": float(difference.mean()),
-                "interval": interval(difference),
-                "wins": int((difference < -TIE).sum()),
-                "ties": int((abs(difference) <= TIE).sum()),
-                "losses": int((difference > TIE).sum()),
+                "difference": float(apart.mean()),
+                "interval": interval(apart),
+                "wins": int((apart < -TIE).sum()),
+                "ties": int((abs(apart) <= TIE).sum()),
+                "losses": int((apart > TIE).sum()),
             }
         )
     return sorted(rows, key=lambda row: row["regret"])
@@ -469,14 +481,14 @@ def main() -> None:
     for title, entries in parts.items():
         if not entries:
             continue
-        for against in ("5-fold log-loss", "3-fold log-loss"):
+        for against in (AGAINST, "3-fold log-loss"):
             if against not in entries[0]["choice"]:
                 continue
             rows = summary(entries, against)
             payload[f"{title}, against {against}"] = rows
         tables.append(
             to_table(
-                summary(entries, "5-fold log-loss"),
+                summary(entries, AGAINST),
                 f"{title} ({len(entries)} searches)",
                 "5-fold cross-validated "
                 + ("squared error" if title.startswith("kernel") else "log-loss"),
@@ -487,6 +499,9 @@ def main() -> None:
         {"environment": environment(options.seed), "summaries": payload},
         "\n\n".join(tables),
     )
+    path = Path(__file__).parent / "results" / f"{NAME}.svg"
+    entries = [known[key] for key in sorted(known) if key[0] in sets]
+    draw(entries, SHOWN_AS, difference, interval, path)
 
 
 if __name__ == "__main__":

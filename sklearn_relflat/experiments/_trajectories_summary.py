@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from sklearn_relflat.experiments._drawing import OKABE_ITO, draw_line
+from sklearn_relflat.experiments._drawing import draw_line
 from sklearn_relflat.experiments._statistics import mean_interval
 
 Record = dict[str, Any]
 Training = tuple[str, str, int]
+#: What is drawn, with its name and its style, the same in all panels.
+_CURVES = {
+    # What the others are to tell is black.
+    "test_loss": ("test loss", 6),
+    "train_loss": ("training loss", 0),
+    "s_input_isotropic": ("smoothed risk, input", 1),
+    "s_fc1_isotropic": ("smoothed risk, fc1", 2),
+    "s_fc2_isotropic": ("smoothed risk, fc2", 3),
+    "s_fc3_isotropic": ("smoothed risk, fc3", 4),
+}
 
 
 def summary_of(
@@ -74,15 +84,10 @@ def summary_of(
     curves: dict[str, list[Record]] = {}
     for (network, optimizer, _), rows in whole.items():
         curves.setdefault(f"{network.upper()}, {optimizer}", []).extend(
-            {k: v for k, v in row.items() if k == "epoch" or _is_curve(k)}
+            {k: v for k, v in row.items() if k == "epoch" or k in _CURVES}
             for row in rows
         )
     return {"stopping": stopping, "prediction": prediction, "curves": curves}
-
-
-def _is_curve(column: str) -> bool:
-    """Whether a column is drawn."""
-    return column in ("train_loss", "test_loss") or column.endswith("_isotropic")
 
 
 def _words(column: str) -> str:
@@ -155,31 +160,29 @@ def figure_of(summary: dict[str, Any]) -> Any:
     figure = Figure(figsize=(9.5, 3.6 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, 2, squeeze=False).flat
     for ax, (title, rows) in zip(panels, curves.items(), strict=False):
-        smoothed = [column for column in rows[0] if column.startswith("s_")]
-        names = {"test_loss": "test loss", "train_loss": "training loss"} | {
-            column: f"smoothed risk, {_words(column).split(',')[0]}"
-            for column in smoothed
-        }
-        for i, (column, label) in enumerate(names.items()):
-            _draw_curve(ax, rows, column, label, i)
+        for column in _CURVES:
+            if column in rows[0]:
+                _draw_curve(ax, rows, column)
         ax.set(
             xscale="log",
             yscale="log",
-            title=title,
+            title=title.replace("sgd", "SGD").replace("adam", "Adam"),
             xlabel="epoch",
-            ylabel="mean cross-entropy",
+            ylabel="mean cross-entropy [nats]",
         )
-        ax.legend(fontsize=7, frameon=False)
+        epochs = sorted({row["epoch"] for row in rows})
+        ax.set_xticks(epochs[::2], [str(epoch) for epoch in epochs[::2]])
+        ax.minorticks_off()
+        ax.legend(fontsize=8, frameon=False)
     return figure
 
 
-def _draw_curve(ax: Any, rows: list[Record], column: str, label: str, i: int) -> None:
+def _draw_curve(ax: Any, rows: list[Record], column: str) -> None:
     """Draw one loss; a bar from the lowest to the highest training."""
+    label, style = _CURVES[column]
     epochs = sorted({row["epoch"] for row in rows})
     values = [[row[column] for row in rows if row["epoch"] == e] for e in epochs]
     mean = np.array([np.mean(v) for v in values])
     low, high = np.array([[min(v), max(v)] for v in values]).T
-    # The test loss, what the others are to tell, is black.
-    color = OKABE_ITO[-1] if i == 0 else OKABE_ITO[i - 1]
-    width = 2.0 if i == 0 else 1.2
-    draw_line(ax, epochs, mean, low, high, i, color=color, linewidth=width, label=label)
+    width = 2.0 if column == "test_loss" else 1.2
+    draw_line(ax, epochs, mean, low, high, style, linewidth=width, label=label)

@@ -26,7 +26,7 @@ CLAIM = (
     "follows the test loss along a training, so that it can stop it without a "
     "validation sample (the second term of equation 3)."
 )
-COST = {"quick": "20 seconds", "full": "20 minutes of one core"}
+COST = {"quick": "20 seconds", "full": "1.5 hours of one core"}
 NEEDS_DATA = True
 #: Layers whose features are perturbed, by the network. What enters a convolution is
 #: perturbed isotropically only: the covariance of 3,072 pixels is no estimate.

@@ -47,3 +47,36 @@ def test_the_page_on_theorem_5_says_what_came_out():
         assert radius["relu network", layer, "cross_entropy"] == 0
     exact = [k for k in radius if k[2] == "squared_error"]
     assert {radius[key] for key in exact} == {2}
+
+
+def test_the_page_on_trajectories_says_what_came_out():
+    path = DOCS / "results" / "trajectories-full.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    ranks = {
+        (row["network"], row["perturbed"]): row["spearman"]
+        for row in summary["prediction"]
+    }
+    assert ranks["cnn", "fc1, isotropic"] > 0.9
+    assert abs(ranks["cnn", "input, isotropic"]) < 0.2
+    assert ranks["cnn", "fc3, isotropic"] < -0.5
+    regrets = {(row["network"], row["rule"]): row for row in summary["stopping"]}
+    page = (DOCS / "trajectories.md").read_text(encoding="utf-8")
+    for network, rules in {
+        "cnn": ("smoothed risk, fc1, isotropic", "last epoch"),
+        "mlp": ("smoothed risk, input, isotropic", "last epoch"),
+    }.items():
+        for rule in (*rules, "validation on 10%", "validation on 20%"):
+            row = regrets[network, rule]
+            low, high = row["interval"]
+            cells = f"{row['regret']:.2f} [{low:.2f}, {high:.2f}] | {row['worst']:.2f}"
+            assert f"| {cells} |" in page
+    # As good as a validation sample for the one network, and not for the other.
+    validation = regrets["cnn", "validation on 20%"]["regret"]
+    assert regrets["cnn", "smoothed risk, fc1, isotropic"]["regret"] < validation
+    own = regrets["mlp", "smoothed risk, input, isotropic"]["regret"]
+    assert own > regrets["mlp", "validation on 20%"]["regret"]
+    for layer in ("fc1", "input"):
+        network = "cnn" if layer == "fc1" else "mlp"
+        for shape in ("within class", "covariance"):
+            row = regrets[network, f"smoothed risk, {layer}, {shape}"]
+            assert set(row["epochs"]) == {1}

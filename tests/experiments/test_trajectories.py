@@ -85,4 +85,4 @@ def test_the_curves_are_drawn():
     for record, risk in zip(whole, (2.0, 1.8), strict=True):
         record |= {"s_fc1_isotropic": risk, "r_fc1_isotropic": 0.5}
     figure = trajectories.draw(summary_of(whole, (), 0))
-    assert figure.axes[0].get_title() == "MLP, adam"
+    assert figure.axes[0].get_title() == "MLP, Adam"
