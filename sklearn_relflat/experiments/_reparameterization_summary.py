@@ -12,7 +12,7 @@ from sklearn_relflat import rank_correlations
 from sklearn_relflat._evidence.coefficients import Samples, spearman
 from sklearn_relflat._evidence.pairs import RunPairs
 from sklearn_relflat.experiments._all_measures import label_of
-from sklearn_relflat.experiments._drawing import MARKERS, OKABE_ITO
+from sklearn_relflat.experiments._drawing import MARKERS, OKABE_ITO, draw_points
 from sklearn_relflat.experiments._figure5_summary import measures_of, with_interval
 from sklearn_relflat.experiments._statistics import (
     N_RESAMPLES,
@@ -27,8 +27,8 @@ DIVIDED, MULTIPLIED = "fc2", "fc3"
 AS_TRAINED = "as trained"
 #: How the weights were rescaled, in the order of the tables.
 RESCALED = ("layers", "neurons")
-# Beside those of `figure5`.
-_NO_MEASURES = (
+#: Columns of a record that are no measures, beside those of `figure5`.
+NO_MEASURES = (
     "weights",
     "smallest_factor",
     "largest_factor",
@@ -118,7 +118,7 @@ def summary_of(
         for layers and one for neurons, of the measures that the rescaling reaches;
         "correlations", all coefficients of all measures.
     """
-    measures = measures_of(records, [*hyperparameters, *_NO_MEASURES])
+    measures = measures_of(records, [*hyperparameters, *NO_MEASURES])
     trained = [r for r in records if r["weights"] == AS_TRAINED]
     runs = [r for r in trained if r["status"] == "reached"]
     twins = {
@@ -225,12 +225,11 @@ def _compared(
             entry[f"{name}_interval"] = [rounded(row[k], 4) for k in ("low", "high")]
     for name in measures:
         kept = [i for i, row in enumerate(before) if row[name] is not None]
-        columns = ([row[name] for row in before], [row[name] for row in after])
-        gap = [run["gap"] for run in runs]
-        found[name] |= _difference(
-            *(np.array(values)[kept].astype(np.float64) for values in (*columns, gap)),
-            seed,
+        first, second, gap = (
+            np.array([rows[i][column] for i in kept], dtype=np.float64)
+            for rows, column in ((before, name), (after, name), (runs, "gap"))
         )
+        found[name] |= _difference(first, second, gap, seed)
     return list(found.values())
 
 
@@ -310,20 +309,10 @@ def _draw_bars(
     shown = [
         (row, at) for row, at in zip(rows, y, strict=True) if row[name] is not None
     ]
-    x = np.array([row[name] for row, _ in shown], dtype=np.float64)
-    ends = np.array([row[f"{name}_interval"] for row, _ in shown], dtype=np.float64)
-    sides = np.nan_to_num(np.maximum([x - ends[:, 0], ends[:, 1] - x], 0))
-    ax.errorbar(
-        x,
-        [at for _, at in shown],
-        xerr=sides,
-        fmt=MARKERS[i],
-        color=OKABE_ITO[i],
-        markersize=5,
-        capsize=2,
-        linewidth=1.2,
-        label=label,
-    )
+    ends = [row[f"{name}_interval"] for row, _ in shown]
+    low, high = np.array(ends, dtype=np.float64).reshape(-1, 2).T
+    x = [row[name] for row, _ in shown]
+    draw_points(ax, x, [at for _, at in shown], low, high, i, label=label)
 
 
 def _finish(
@@ -332,14 +321,27 @@ def _finish(
     """Label the axes, and part what moves from what does not."""
     left.set_yticks([*places.values()], [label_of(column) for column in drawn])
     left.set(
-        xlabel="Spearman correlation with the gap (95 % interval)", xlim=(-1.02, 1.02)
+        xlabel="Spearman correlation with the gap (95 % interval)",
+        xlim=(-1.02, 1.02),
+        ylim=(0.4 - len(drawn), 0.6),
     )
+    ticks = 10.0 ** np.arange(-8, 5, 2)
+    powers = [f"$10^{{{int(np.log10(tick))}}}$" for tick in ticks[1:]]
     right.set(xscale="log", xlabel="median relative change of the measure")
-    right.set_xlim(_SMALLEST / 2, 1e4)
+    right.set_xticks(ticks, [f"$\\leq 10^{{{int(np.log10(_SMALLEST))}}}$", *powers])
+    right.set_xlim(_SMALLEST / 3, 3 * ticks[-1])
     left.axvline(0.0, color="0.5", linewidth=0.8, zorder=0)
     first = next((c for c in drawn if by_theory(c, RESCALED[0]) == MOVES), None)
     for ax in (left, right):
         ax.grid(axis="y", color="0.93", zorder=0)
         if first is not None:
             ax.axhline(places[first] + 0.5, color="0.3", linewidth=0.9, linestyle="--")
+    if first is not None:
+        words = {
+            "invariant under rescaled layers, by theory": (0.55, "bottom"),
+            "not invariant": (0.45, "top"),
+        }
+        for text, (above, side) in words.items():
+            at = (ticks[-1], places[first] + above)
+            right.annotate(text, at, ha="right", va=side, fontsize=8, color="0.3")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)

@@ -180,7 +180,7 @@ def rescaled_twins(
     """
     rng = np.random.default_rng(seed)
     one = rng.uniform(*bounds, size=1)
-    n_neurons = net.get_submodule(DIVIDED).out_features
+    n_neurons = len(net.get_parameter(f"{DIVIDED}.bias"))
     many = rng.uniform(*bounds, size=n_neurons)
     signs = np.where(rng.permutation(n_neurons) < n_neurons // 2, 1.0, -1.0)
     many = many**signs

@@ -11,8 +11,8 @@ from sklearn_relflat.experiments._figure5_summary import measures_of
 from sklearn_relflat.experiments._images import load_images
 from sklearn_relflat.experiments._lenet import lenet_for
 from sklearn_relflat.experiments._reparameterization_summary import (
-    _NO_MEASURES,
     DRAWN,
+    NO_MEASURES,
     by_theory,
     summary_of,
 )
@@ -77,7 +77,7 @@ def test_neurons_are_divided_and_multiplied(records):
 
 
 def test_measures_do_what_theory_says(records):
-    measures = measures_of(records, [*figure5.HYPERPARAMETERS, *_NO_MEASURES])
+    measures = measures_of(records, [*figure5.HYPERPARAMETERS, *NO_MEASURES])
     assert set(DRAWN) < set(measures)
     effects = {"layers": set(), "neurons": set()}
     for record in records[1:]:
