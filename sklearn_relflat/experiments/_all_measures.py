@@ -80,10 +80,17 @@ def label_of(column: str) -> str:
 
 
 class Columns:
-    """Columns of a record, and why some have no value."""
+    """Columns of a record, and why some have no value.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    digits : int, default=5
+        Significant digits of the values.
+    """
+
+    def __init__(self, digits: int = 5) -> None:
         self.values: dict[str, Any] = {}
+        self._digits = digits
         self._reasons: list[str] = []
 
     def add(
@@ -107,7 +114,7 @@ class Columns:
             self.values |= dict.fromkeys(names)
             return
         for name, value in zip(names, found, strict=True):
-            self.values[name] = rounded(value)
+            self.values[name] = rounded(value, self._digits)
             if self.values[name] is None:
                 self._reasons.append(f"{name}: not finite")
 
@@ -125,7 +132,12 @@ class Columns:
 
 
 def measure_network(
-    net: LeNet5, train: Tensor, labels: Tensor, n_measured: int, n_dear: int
+    net: LeNet5,
+    train: Tensor,
+    labels: Tensor,
+    n_measured: int,
+    n_dear: int,
+    digits: int = 5,
 ) -> dict[str, Any]:
     """Measure a network on images that it was trained on.
 
@@ -139,6 +151,8 @@ def measure_network(
         Images for what is cheap: curvature and smoothing of dense layers, of the input.
     n_dear : int
         Images for the rest.
+    digits : int, default=5
+        Significant digits of the values.
 
     Returns
     -------
@@ -148,7 +162,7 @@ def measure_network(
         smoothed risk and error; ``r`` : radius; and the keys of `WHOLE`. ``reasons``
         says why a value is None.
     """
-    columns = Columns()
+    columns = Columns(digits)
     cheap = Case(net, train[:n_measured], labels[:n_measured])
     dear = Case(net, train[:n_dear], labels[:n_dear])
     for short, loss in LOSSES.items():

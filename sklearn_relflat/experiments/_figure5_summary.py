@@ -183,7 +183,7 @@ def summary_of(
         f"spearman_with_{target}": [
             {"measure": label_of(name)}
             | {
-                f"{row['threshold']:g}": _with_interval(row, f"spearman_{target}")
+                f"{row['threshold']:g}": with_interval(row, f"spearman_{target}")
                 for row in rows
                 if row["column"] == name
             }
@@ -212,8 +212,22 @@ def _stop(threshold: float, here: list[Record], runs: list[Record]) -> Record:
     return row
 
 
-def _with_interval(row: Record, name: str) -> str:
-    """Write a coefficient and its interval."""
+def with_interval(row: Record, name: str) -> str:
+    """Write a coefficient and its interval.
+
+    Parameters
+    ----------
+    row : dict
+        With the coefficient and, under ``name_interval``, its ends; None where one is
+        not defined.
+    name : str
+        The coefficient.
+
+    Returns
+    -------
+    text : str
+        Two decimals.
+    """
     low, high = row[f"{name}_interval"]
     if row[name] is None:
         return ""

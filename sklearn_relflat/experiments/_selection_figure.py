@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn_relflat.experiments._drawing import MARKERS, OKABE_ITO
+import numpy as np
+
+from sklearn_relflat.experiments._drawing import draw_points
 from sklearn_relflat.experiments._selection_rules import BASELINE
 
 _QUALITIES = {
@@ -88,16 +90,6 @@ def _points(
         row[f"{quality}_interval"] or [mean, mean]
         for row, mean in zip(rows, means, strict=True)
     ]
-    below = [max(mean - end[0], 0.0) for mean, end in zip(means, ends, strict=True)]
-    above = [max(end[1] - mean, 0.0) for mean, end in zip(means, ends, strict=True)]
-    ax.errorbar(
-        means,
-        [places[row["rule"]] + shift for row in rows],
-        xerr=[below, above],
-        fmt=MARKERS[style],
-        color=OKABE_ITO[style],
-        markersize=4.5,
-        capsize=2,
-        linewidth=1.2,
-        label=label,
-    )
+    low, high = np.array(ends, dtype=np.float64).T
+    y = [places[row["rule"]] + shift for row in rows]
+    draw_points(ax, means, y, low, high, style, markersize=4.5, label=label)

@@ -79,8 +79,8 @@ def clustered_interval(
     mean = float(np.mean(values))
     if len(names) < 2:
         return mean, None
-    chosen = _resamples(len(names), seed)
-    return mean, _percentiles(sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1))
+    chosen = resamples(len(names), seed)
+    return mean, percentiles(sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1))
 
 
 def _interval(
@@ -88,17 +88,41 @@ def _interval(
 ) -> tuple[float, list[float]]:
     """Estimate with its percentile interval; statistics are along the last axis."""
     values = np.asarray(values, dtype=np.float64)
-    resampled = statistic(values[_resamples(len(values), seed)], axis=-1)
-    return float(statistic(values)), _percentiles(resampled)
+    resampled = statistic(values[resamples(len(values), seed)], axis=-1)
+    return float(statistic(values)), percentiles(resampled)
 
 
-def _resamples(n: int, seed: int) -> np.ndarray:
-    """Draw the indices of each resample, (n_resamples, n)."""
+def resamples(n: int, seed: int) -> np.ndarray:
+    """Draw the indices of each resample.
+
+    Parameters
+    ----------
+    n : int
+        Repetitions.
+    seed : int
+        Seed of the resamples.
+
+    Returns
+    -------
+    drawn : ndarray of shape (N_RESAMPLES, n)
+        Indices of repetitions.
+    """
     return np.random.default_rng(seed).integers(n, size=(N_RESAMPLES, n))
 
 
-def _percentiles(resampled: np.ndarray) -> list[float]:
-    """Return the ends of the interval; resamples without a value are left out."""
+def percentiles(resampled: np.ndarray) -> list[float]:
+    """Find the ends of an interval.
+
+    Parameters
+    ----------
+    resampled : ndarray of shape (N_RESAMPLES,)
+        A statistic of each resample; those without a value are left out.
+
+    Returns
+    -------
+    interval : list of two float
+        The 95 % interval.
+    """
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.nanpercentile(resampled, [tail, 100 - tail])
     return [float(low), float(high)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 
 from sklearn_relflat.experiments._all_measures import measure_network
 from sklearn_relflat.experiments._figure5_summary import figure_of, summary_of
-from sklearn_relflat.experiments._images import CIFAR10, DIGITS, load_images
-from sklearn_relflat.experiments._lenet import lenet_for, risk_of
+from sklearn_relflat.experiments._images import CIFAR10, DIGITS, Images, load_images
+from sklearn_relflat.experiments._lenet import LeNet5, lenet_for, risk_of
 from sklearn_relflat.experiments._lenet_training import Recipe, seed_of, train
 from sklearn_relflat.experiments._statistics import rounded
 
@@ -161,6 +162,39 @@ def measure(
         the measures where it was reached.
     """
     images = load_images(config.data, config.n_train, config.n_test, data)
+    records = []
+    for record, net in stops(task, config, seed, images):
+        if record["status"] == "reached":
+            record |= measure_network(
+                net, images.train, images.train_labels, config.n_measured, config.n_dear
+            )
+        records.append(record)
+    return records
+
+
+def stops(
+    task: dict[str, Any], config: Config, seed: int, images: Images
+) -> Iterator[tuple[dict[str, Any], LeNet5]]:
+    """Train one network, and take down its losses at each threshold.
+
+    Parameters
+    ----------
+    task : dict
+        Its hyperparameters.
+    config : Config
+        The rest.
+    seed : int
+        Of the experiment.
+    images : Images
+        The data.
+
+    Yields
+    ------
+    record : dict
+        ``threshold``, ``status`` (see `Stop`), the epoch, losses and errors.
+    net : LeNet5
+        The network there. It is trained on afterwards.
+    """
     rates = config.learning_rates[config.optimizers.index(task["optimizer"])]
     recipe = Recipe(
         optimizer=task["optimizer"],
@@ -173,7 +207,6 @@ def measure(
     )
     torch.manual_seed(seed_of(seed, recipe.initialisation))
     net = lenet_for(config.data)
-    records = []
     for stop, trained in train(recipe, net, images, config.thresholds, seed):
         record: dict[str, Any] = {
             "threshold": stop.threshold,
@@ -193,15 +226,8 @@ def measure(
                 "test_error": rounded(test.error),
                 "gap": rounded(test.loss - stop.risk.loss),
                 "error_gap": rounded(test.error - stop.risk.error),
-            } | measure_network(
-                trained,
-                images.train,
-                images.train_labels,
-                config.n_measured,
-                config.n_dear,
-            )
-        records.append(record)
-    return records
+            }
+        yield record, trained
 
 
 def summarize(

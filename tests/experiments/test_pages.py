@@ -80,3 +80,44 @@ def test_the_page_on_trajectories_says_what_came_out():
         for shape in ("within class", "covariance"):
             row = regrets[network, f"smoothed risk, {layer}, {shape}"]
             assert set(row["epochs"]) == {1}
+
+
+def test_the_page_on_reparameterization_says_what_came_out():
+    path = DOCS / "results" / "reparameterization-full.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    assert summary["runs"][0]["reached"] == summary["runs"][0]["trainings"] == 48
+    for row in summary["function"]:
+        assert row["largest_output_change"] < 5e-7
+        assert row["largest_gap_change"] < 3e-7
+        assert row["largest_change_of_untouched_measures"] < 1.1e-6
+    layers, neurons = (
+        {row["column"]: row for row in summary["correlations"][name]}
+        for name in ("layers", "neurons")
+    )
+    for row in (*layers.values(), *neurons.values()):
+        if row["by_theory"] == "moves":
+            assert row["median_change"] > 0.9
+        else:
+            assert row["largest_change"] < 1.1e-6
+            assert row["difference_interval"] == [0, 0]
+            assert row["spearman_before"] == row["spearman_after"]
+    lost = {"pb": (-0.89, -0.42), "tr_all": (-0.83, -0.26), "eig": (-0.59, -0.22)}
+    for column, expected in lost.items():
+        row = layers[column]
+        found = round(row["spearman_before"], 2), round(row["spearman_after"], 2)
+        assert found == expected
+        assert abs(found[1]) < abs(found[0]) / 2 + 0.01
+    moved = {name for name, row in layers.items() if is_off_zero(row)}
+    assert moved == {"pb", "eig", "tr_all", "tr_fc2", "tr_fc3"}
+    moved = {name for name, row in neurons.items() if is_off_zero(row)}
+    assert moved == {"pb", "sam", "wn_all", "wn_fc3", "s_fc3"}
+    for column, sign in (("ks_ce_fc3", -1), ("ks_se_fc3", 1)):
+        row = layers[column]
+        assert round(row["spearman_after"], 2) == sign * 0.57
+        assert round(row["partial_spearman_after"], 2) == sign * 0.52
+        assert all(sign * end > 0 for end in row["spearman_after_interval"])
+
+
+def is_off_zero(row):
+    low, high = row["difference_interval"]
+    return low > 0 or high < 0
