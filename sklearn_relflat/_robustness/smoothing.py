@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -47,10 +46,8 @@ from sklearn_relflat._split.prefix_memory import PrefixMemory
 INPUT = "input"
 # torch's generator on a CPU fills blocks of this size alike wherever they begin.
 _BLOCK = 16
-# Numbers whose drawing takes much longer than handing them from thread to thread.
-_WORTH_A_THREAD = 2**18
 # Features from which on pairs share a draw, and how many do.
-_WIDE = 1024
+_WIDE = 256
 _SHARED_BY = 4
 
 
@@ -408,10 +405,11 @@ def pairs_of(
             yield HaarOrthogonal()._act(reduced, m, stream).swapaxes(1, 2)
         return
     norms = torch.linalg.vector_norm(metric.whitened(phi[:, :, 0]), dim=1)
-    shared = streams.shared(m)
     turned = None
-    drawn_ahead = _drawn_ahead([stream for stream, _ in shared], n, m)
-    for drawn, (_, turns) in zip(drawn_ahead, shared, strict=True):
+    for stream, turns in streams.shared(m):
+        # On a thread of its own, ahead of time, this took longer: torch's threads wait
+        # for each other, and one of them for its core.
+        drawn = stream.normal(n, m)
         lengths = torch.linalg.vector_norm(drawn, dim=1)
         # In single precision all numbers can be zero where there are few.
         drawn[:, 0] += lengths == 0
@@ -424,20 +422,6 @@ def pairs_of(
                 turned = torch.empty_like(drawn) if turned is None else turned
                 step = turn.of(drawn, turned)
             yield metric.coloured(step)[:, :, None]
-
-
-def _drawn_ahead(streams: list[PairStream], n: int, m: int) -> Iterator[Tensor]:
-    """Numbers of each stream, (n, m); the next ones are drawn while these are used."""
-    if n * m < _WORTH_A_THREAD:
-        yield from (stream.normal(n, m) for stream in streams)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        drawing = pool.submit(streams[0].normal, n, m)
-        for following in [*streams[1:], None]:
-            drawn = drawing.result()
-            if following is not None:
-                drawing = pool.submit(following.normal, n, m)
-            yield drawn
 
 
 class Risk:

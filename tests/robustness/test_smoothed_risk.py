@@ -18,7 +18,6 @@ from torch import nn
 
 from sklearn_relflat._density.density_radius import density_radius
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
-from sklearn_relflat._robustness import smoothing
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 
 X, y = make_classification(
@@ -363,9 +362,8 @@ def pooling_net(n_pixels):
 
 
 @pytest.mark.parametrize(("n", "rough"), [(3, False), (15, True)])
-def test_pairs_that_share_a_draw_have_true_standard_errors(n, rough, monkeypatch):
+def test_pairs_that_share_a_draw_have_true_standard_errors(n, rough):
     """Four pairs turn one draw; the fewer the features, the less they are apart."""
-    monkeypatch.setattr(smoothing, "_WIDE", 256)
     images = np.random.default_rng(0).normal(size=(n, 256)).astype(np.float32)
     net = pooling_net(256)
     if rough:
@@ -395,9 +393,8 @@ def test_pairs_that_share_a_draw_have_true_standard_errors(n, rough, monkeypatch
 
 def test_pairs_that_share_a_draw_go_on_where_a_round_ended():
     """The pairs of a seed are the same however they are asked for."""
-    assert smoothing._WIDE == 1024
-    images = np.random.default_rng(0).normal(size=(5, 1024)).astype(np.float32)
-    net = pooling_net(1024)
+    images = np.random.default_rng(0).normal(size=(5, 256)).astype(np.float32)
+    net = pooling_net(256)
     few, more = (
         smoothed_risk(net, images, y[:5], radius=1.0, n_draws=k, random_state=0)
         for k in (6, 16)
