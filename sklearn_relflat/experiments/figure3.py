@@ -298,15 +298,13 @@ def _two_digits(value: float | None) -> float | None:
 
 
 def _trend(along: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Correlations along the separations, and how the last differs from the first.
-
-    The data sets of two separations are independent. The interval of a difference
-    follows from those of both numbers by the square-and-add rule (Zou 2007).
-    """
+    """Correlations along the separations, and how the last differs from the first."""
     first, last = (
         [cell[column] for column in (name, f"{name}_low", f"{name}_high")]
         for cell in (along[0], along[-1])
     )
+    # The data sets of two separations are independent: the interval of the difference
+    # follows from those of both by the square-and-add rule (Zou 2007).
     change = last[0] - first[0]
     low = change - math.hypot(last[0] - last[1], first[2] - first[0])
     high = change + math.hypot(last[2] - last[0], first[0] - first[1])
