@@ -218,9 +218,11 @@ def summarize(
     -------
     summary : dict
         "trends", one row a source, loss, penalty and training size: how the
-        correlation of relative flatness and gap changes with the separation; "smoothed
-        risk", the same rows: correlations with the test loss; "labels", one row a
-        source and training size; "cells", columns of all correlations with intervals.
+        correlation of relative flatness and gap changes with the separation;
+        "smoothed_risk", the same rows: Spearman's correlations of the smoothed risk
+        with the test loss and of its rise with the gap, and the ratio of mean smoothed
+        risk and mean test loss; "labels", one row a source and training size; "cells",
+        columns of all correlations with intervals.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for r in records:
@@ -231,23 +233,14 @@ def summarize(
         config.cases, config.penalties, config.train_sizes
     ):
         row = {"source": source, "loss": loss, "penalty": penalty, "n_train": size}
-        along = [
+        along: list[dict[str, Any]] = [
             {**row, "separation": separation}
             | _cell(groups[source, loss, penalty, size, separation], seed)
             for separation in config.separations
         ]
         cells += along
-        trends.append({**row, **_trend(along, "spearman_kappa_gap")})
-        names = ("smoothed", "smoothed_fixed", "train_loss", "kappa")
-        smoothed.append(
-            row
-            | {
-                f"{name} with test loss": [
-                    _two_digits(c[f"spearman_{name}_test_loss"]) for c in along
-                ]
-                for name in names
-            }
-        )
+        trends.append({**row, **_trends(along)})
+        smoothed.append({**row, **_smoothed_columns(along)})
     return {
         "labels": _labels(records, config, seed),
         "trends": trends,
@@ -292,28 +285,66 @@ def _rounded(value: float) -> float | None:
     return round(float(value), 3) if math.isfinite(value) else None
 
 
-def _two_digits(value: float | None) -> float | None:
-    """For a table."""
-    return None if value is None else round(value, 2)
+def _along(cells: list[dict[str, Any]], name: str) -> list[float | None]:
+    """One correlation by separation, for a table."""
+    values = [cell[name] for cell in cells]
+    return [None if value is None else round(value, 2) for value in values]
 
 
-def _trend(along: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Correlations along the separations, and how the last differs from the first."""
-    first, last = (
-        [cell[column] for column in (name, f"{name}_low", f"{name}_high")]
-        for cell in (along[0], along[-1])
+def _trends(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Correlations of relative flatness and gap along the separations."""
+    found: dict[str, Any] = {}
+    for coefficient in ("spearman", "pearson"):
+        name = f"{coefficient}_kappa_gap"
+        change, interval = _change(cells[0], cells[-1], name)
+        found[coefficient] = _along(cells, name)
+        found[f"{coefficient}_change"] = change
+        found[f"{coefficient}_interval"] = interval
+        found[f"{coefficient}_trend"] = _trend(interval)
+        # At the smallest one there is next to nothing to learn.
+        _, interval = _change(cells[1], cells[-1], name)
+        found[f"{coefficient}_trend_from_the_second"] = _trend(interval)
+    low, high = (cells[0][f"spearman_kappa_gap_{end}"] for end in ("low", "high"))
+    return found | {"spearman_nil_at_the_first": low <= 0 <= high}
+
+
+def _change(
+    first: dict[str, Any], last: dict[str, Any], name: str
+) -> tuple[float, list[float]]:
+    """Difference of two independent correlations, with an interval."""
+    (old, new), (low, low_new), (high, high_new) = (
+        (first[column], last[column])
+        for column in (name, f"{name}_low", f"{name}_high")
     )
-    # The data sets of two separations are independent: the interval of the difference
-    # follows from those of both by the square-and-add rule (Zou 2007).
-    change = last[0] - first[0]
-    low = change - math.hypot(last[0] - last[1], first[2] - first[0])
-    high = change + math.hypot(last[2] - last[0], first[0] - first[1])
+    # The square-and-add rule (Zou 2007): from the intervals of both.
+    change = new - old
+    below = math.hypot(new - low_new, high - old)
+    above = math.hypot(high_new - new, old - low)
+    return change, [change - below, change + above]
+
+
+def _trend(interval: list[float]) -> str:
+    """Say what an interval of a difference says."""
+    low, high = interval
+    return "rises" if low > 0 else "falls" if high < 0 else "unclear"
+
+
+def _smoothed_columns(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare what the smoothed risk tells with what the training loss tells."""
+    pairs = (
+        ("smoothed", "test_loss"),
+        ("smoothed_fixed", "test_loss"),
+        ("train_loss", "test_loss"),
+        ("rise", "gap"),
+        ("rise_fixed", "gap"),
+    )
+    ratios = [cell["mean_smoothed"] / cell["mean_test_loss"] for cell in cells]
     return {
-        "spearman_by_separation": [_two_digits(cell[name]) for cell in along],
-        "change": change,
-        "interval": [low, high],
-        "trend": "rises" if low > 0 else "falls" if high < 0 else "unclear",
-        "nil_at_the_smallest": first[1] <= 0 <= first[2],
+        **{
+            f"{name} with {target}": _along(cells, f"spearman_{name}_{target}")
+            for name, target in pairs
+        },
+        "smoothed over test loss": [float(f"{ratio:.2g}") for ratio in ratios],
     }
 
 
@@ -406,7 +437,9 @@ def _draw_panel(ax: Any, cells: list[dict[str, Any]], name: str) -> None:
         values = np.array([c[name] for c in line], dtype=np.float64)
         x = np.array([c["separation"] for c in line])
         # Bars side by side can be told apart.
-        draw_line(ax, x + 0.05 * (i - 1.5), values, low, high, i, label=f"n = {size}")
+        draw_line(
+            ax, x + 0.05 * (i - 1.5), values, low, high, i, label=f"{size} samples"
+        )
     ax.axhline(0.0, color="0.5", linewidth=0.8, zorder=0)
     ax.set(ylim=(-1.05, 1.05))
 

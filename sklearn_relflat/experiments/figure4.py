@@ -34,14 +34,17 @@ COST = {"quick": "10 seconds", "full": "10 minutes of one core"}
 NEEDS_DATA = False
 #: The data's own radius, beside one that is the same for all.
 OWN = "own"
-#: What is averaged over data sets, in the order of the table.
+#: What is drawn as points, with intervals, and what else is averaged over data sets.
+_DRAWN = {
+    "gap": "true gap",
+    "bound": "approximated bound",
+    "cross_validated_gap": "cross-validated gap",
+}
 _TERMS = (
-    "gap",
-    "bound",
-    "cross_validated_gap",
+    *_DRAWN,
     "representativeness",
-    "flatness_term",
     "true_representativeness",
+    "flatness_term",
     "true_robustness",
 )
 
@@ -208,8 +211,8 @@ def summarize(
     summary : dict
         "errors", one row a loss, radius and separation, and one over all separations:
         mean absolute errors, and how much larger that of the bound is than that of the
-        cross-validated gap; "ranking", one row a loss, radius and estimate: correlation
-        with the true gap over data sets; "terms", the means of bound, gap and terms.
+        cross-validated gap; "ranking", one row a loss and estimate: correlation with
+        the true gap over data sets; "terms", the means of bound, gap and terms.
     """
     errors, ranking, terms = [], [], []
     for loss, radius in itertools.product(config.losses, ("fixed", OWN)):
@@ -220,7 +223,11 @@ def summarize(
             errors.append({**row, "separation": separation} | _errors(sets, seed))
             terms.append({**row, "separation": separation} | _means(sets, seed))
         errors.append({**row, "separation": "all"} | _errors(own, seed))
-        ranking += [row | found for found in _ranking(own, config.separations, seed)]
+    for loss in config.losses:
+        own = [r for r in records if r["loss"] == loss]
+        ranking += [
+            {"loss": loss} | row for row in _ranking(own, config.separations, seed)
+        ]
     return {"errors": errors, "ranking": ranking, "terms": terms}
 
 
@@ -250,30 +257,37 @@ def _means(sets: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     for name in _TERMS:
         mean, interval = mean_interval([r[name] for r in sets], seed)
         row[name] = rounded(mean, 3)
-        row[f"{name}_interval"] = [rounded(end, 3) for end in interval]
+        if name in _DRAWN:
+            row[f"{name}_interval"] = [rounded(end, 3) for end in interval]
     # What the word bound promises.
     above = [r["bound"] >= r["gap"] for r in sets]
     return row | {"bound_above_gap": float(np.mean(above))}
 
 
 def _ranking(
-    sets: list[dict[str, Any]], separations: Sequence[float], seed: int
+    records: list[dict[str, Any]], separations: Sequence[float], seed: int
 ) -> list[dict[str, Any]]:
     """Correlations with the true gap, over all data sets and within separations."""
-    names = ("bound", "cross_validated_gap", "kappa")
+    names = {"fixed": "bound, fixed radius", OWN: "bound, own radius"}
+    sets: dict[tuple[float, int], dict[str, Any]] = {}
+    for r in records:
+        own = sets.setdefault((r["separation"], r["set"]), dict(r))
+        own[names[r["radius"]]] = r["bound"]
+    runs = [*sets.values()]
+    estimates = [*names.values(), "cross_validated_gap", "kappa"]
     result = rank_correlations(
-        sets, names, "gap", coefficients=["spearman"], random_state=seed
+        runs, estimates, "gap", coefficients=["spearman"], random_state=seed
     )
     return [
         {
-            "estimate": row["measure"],
+            "estimate": row["measure"].replace("_", " "),
             "spearman": rounded(row["value"], 3),
             "interval": [rounded(row[end], 3) for end in ("low", "high")],
             "spearman_by_separation": [
-                rounded(_spearman(sets, separation, row["measure"]), 2)
+                rounded(_spearman(runs, separation, row["measure"]), 2)
                 for separation in separations
             ],
-            "sets": len(sets),
+            "sets": len(runs),
         }
         for row in result.rows()
     ]
@@ -346,12 +360,7 @@ def _draw_terms(ax: Any, rows: list[dict[str, Any]]) -> None:
             zorder=0,
             label=label,
         )
-    points = {
-        "gap": "true gap",
-        "bound": "approximated bound",
-        "cross_validated_gap": "cross-validated gap",
-    }
-    for i, (name, label) in enumerate(points.items()):
+    for i, (name, label) in enumerate(_DRAWN.items()):
         low, high = np.array([row[f"{name}_interval"] for row in rows]).T
         values = [row[name] for row in rows]
         draw_line(

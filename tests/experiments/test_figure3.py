@@ -117,25 +117,48 @@ def summary():
 
 def test_a_correlation_that_rises_is_called_so(summary):
     (row,) = summary["trends"]
-    assert row["spearman_by_separation"][1] == 1.0
-    assert abs(row["spearman_by_separation"][0]) < 0.4
-    assert (row["trend"], row["nil_at_the_smallest"]) == ("rises", True)
-    low, high = row["interval"]
-    assert 0 < low < row["change"] < high
+    for coefficient in ("spearman", "pearson"):
+        assert row[coefficient][1] == 1.0
+        assert abs(row[coefficient][0]) < 0.4
+        assert row[f"{coefficient}_trend"] == "rises"
+        low, high = row[f"{coefficient}_interval"]
+        assert 0 < low < row[f"{coefficient}_change"] < high
+    assert row["spearman_nil_at_the_first"] is True
 
 
 def test_a_correlation_that_falls_is_called_so():
     config = replace(
         CONFIG,
         cases=(("gaussians", CROSS_ENTROPY),),
-        separations=(1.0, 2.0),
+        separations=(1.0, 2.0, 3.0),
         penalties=(1.0,),
     )
     up = [*range(30)]
-    records = made_up([up, up[::-1]], config.separations)
+    records = made_up([up, up[::-1], up[::-1]], config.separations)
     (row,) = figure3.summarize(records, config, 0)["trends"]
-    assert (row["trend"], row["nil_at_the_smallest"]) == ("falls", False)
-    assert row["change"] == -2.0
+    assert row["spearman"] == [1.0, -1.0, -1.0]
+    assert row["spearman_trend"] == "falls"
+    assert row["spearman_change"] == -2.0
+    assert row["spearman_trend_from_the_second"] == "unclear"
+    assert row["spearman_nil_at_the_first"] is False
+
+
+def test_the_interval_of_a_change_by_hand():
+    first = {"r": 0.5, "r_low": 0.2, "r_high": 0.6}
+    last = {"r": 0.8, "r_low": 0.7, "r_high": 0.9}
+    change, interval = figure3._change(first, last, "r")
+    assert change == pytest.approx(0.3)
+    expected = [0.3 - (0.1**2 + 0.1**2) ** 0.5, 0.3 + (0.1**2 + 0.3**2) ** 0.5]
+    assert interval == pytest.approx(expected)
+
+
+def test_the_smoothed_risk_is_compared_with_the_test_loss(summary):
+    (row,) = summary["smoothed_risk"]
+    assert row["smoothed with test_loss"] == [-1.0, -1.0]
+    assert row["smoothed_fixed with test_loss"] == [1.0, 1.0]
+    assert row["rise with gap"][1] == 1.0
+    # The mean of -0 to -29 over that of 2 to 31.
+    assert row["smoothed over test loss"] == [pytest.approx(-14.5 / 16.5, abs=5e-3)] * 2
 
 
 def test_cells_by_hand(summary):
