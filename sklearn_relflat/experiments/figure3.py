@@ -305,7 +305,11 @@ def _trends(cells: list[dict[str, Any]]) -> dict[str, Any]:
         _, interval = _change(cells[1], cells[-1], name)
         found[f"{coefficient}_trend_from_the_second"] = _trend(interval)
     low, high = (cells[0][f"spearman_kappa_gap_{end}"] for end in ("low", "high"))
-    return found | {"spearman_nil_at_the_first": low <= 0 <= high}
+    found["spearman_nil_at_the_first"] = low <= 0 <= high
+    found["spearman_given_the_training_loss"] = _along(
+        cells, "partial_spearman_kappa_gap"
+    )
+    return found
 
 
 def _change(
@@ -337,6 +341,7 @@ def _smoothed_columns(cells: list[dict[str, Any]]) -> dict[str, Any]:
         ("train_loss", "test_loss"),
         ("rise", "gap"),
         ("rise_fixed", "gap"),
+        ("train_loss", "gap"),
     )
     ratios = [cell["mean_smoothed"] / cell["mean_test_loss"] for cell in cells]
     return {

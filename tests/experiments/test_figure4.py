@@ -107,6 +107,8 @@ def test_errors_by_hand(summary):
         assert row["bound_minus_cross_validated"] == -0.375
         assert row["interval"][0] < -0.375 < row["interval"][1] < 0
         assert row["nearer"] == "bound"
+        assert row["bound_minus_zero"] == pytest.approx(0.125 - 2.5, abs=0.01)
+        assert row["zero_interval"][1] < 0
         assert row["sets"] == (8 if row["separation"] == "all" else 4)
 
 
