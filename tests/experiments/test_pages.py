@@ -121,3 +121,153 @@ def test_the_page_on_reparameterization_says_what_came_out():
 def is_off_zero(row):
     low, high = row["difference_interval"]
     return low > 0 or high < 0
+
+
+def test_the_page_on_figure_4_says_what_came_out():
+    path = DOCS / "results" / "figure4-full.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    assert {row["nearer"] for row in summary["errors"]} == {"neither"}
+    overall = [row for row in summary["errors"] if row["separation"] == "all"]
+    assert len(overall) == 4
+    for row in overall:
+        assert 0.0205 <= row["error_of_bound"] < 0.0245
+        assert 0.0205 <= row["error_of_cross_validated_gap"] < 0.0245
+        assert 0.0185 <= row["error_of_zero"] < 0.0200
+        assert row["zero_interval"][0] > 0
+    for loss in ("cross-entropy", "squared error"):
+        rank = {
+            row["estimate"]: row["spearman"]
+            for row in summary["ranking"]
+            if row["loss"] == loss
+        }
+        for name in ("bound, fixed radius", "bound, own radius"):
+            assert -0.055 < rank[name] < 0.115
+            assert abs(rank[name] - rank["cross validated gap"]) < 0.01
+    terms = summary["terms"]
+    shares = [row["bound_above_gap"] for row in terms]
+    assert (min(shares), max(shares)) == (0.38, 0.68)
+    apart = {
+        radius: [
+            row["bound"] - row["cross_validated_gap"]
+            for row in terms
+            if row["radius"] == radius
+        ]
+        for radius in ("fixed", "own")
+    }
+    for row in terms:
+        assert 1.14 < row["flatness_term"] / row["true_robustness"] < 1.24
+        if row["radius"] == "own":
+            assert row["separation"] > 3 or row["flatness_term"] > row["gap"]
+        elif row["loss"] == "cross-entropy" or row["separation"] <= 2:
+            assert row["representativeness"] > row["flatness_term"]
+    negative = [r["representativeness"] < 0 for r in terms if r["radius"] == "own"]
+    assert sum(negative) > len(negative) / 2
+    assert 0 < min(apart["fixed"]) <= max(apart["fixed"]) < 0.001
+    assert 0.006 < max(apart["own"]) < 0.0065
+
+
+def figure_3():
+    """Summary of figure3, and its cells as rows."""
+    path = DOCS / "results" / "figure3-full.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    columns = summary["cells"]
+    cells = [
+        dict(zip(columns, values, strict=True))
+        for values in zip(*columns.values(), strict=True)
+    ]
+    return summary, cells
+
+
+def test_the_page_on_figure_3_says_how_the_correlation_changes():
+    trends = figure_3()[0]["trends"]
+    assert {row["spearman_trend"] for row in trends} == {"falls"}
+    assert len(trends) == 36
+    assert not any(row["spearman_nil_at_the_first"] for row in trends)
+    first = [row["spearman"][0] for row in trends]
+    assert (min(first), max(first)) == (0.40, 0.94)
+
+    def count(name, source, trend):
+        return sum(r["source"] == source and r[name] == trend for r in trends)
+
+    assert count("spearman_trend_from_the_second", "gaussians", "falls") == 23
+    name = "make_classification"
+    assert count("spearman_trend_from_the_second", name, "unclear") == 12
+    for column in ("pearson_trend", "pearson_trend_from_the_second"):
+        assert all(row[column] != "rises" for row in trends)
+    assert sum(row["pearson_trend"] == "falls" for row in trends) == 34
+    assert count("pearson_trend_from_the_second", "gaussians", "falls") == 24
+
+    def last(wanted):
+        values = [row["spearman"][-1] for row in trends if wanted(row)]
+        return min(values), max(values)
+
+    assert last(lambda r: r["loss"] == "cross-entropy") == (-0.87, -0.44)
+    squared = [row for row in trends if row["loss"] == "squared error"]
+    trends = squared
+    assert last(lambda r: r["source"] == "gaussians") == (-0.16, 0.54)
+    assert last(lambda r: r["source"] != "gaussians") == (0.02, 0.35)
+    for row in squared:
+        if row["n_train"] == 50 and row["penalty"] < 100:
+            few = row["spearman"]
+            partial = row["spearman_given_the_training_loss"]
+            if row["source"] == "gaussians":
+                assert 0.5 < few[-1] < 0.55
+                assert 0.48 <= min(partial) <= max(partial) == partial[-1] <= 0.81
+            else:
+                assert few[-1] == 0.35
+                assert 0.05 <= few[3] <= 0.06 < 0.49 <= few[4] <= 0.51
+        elif row["n_train"] == 50 and row["source"] == "gaussians":
+            assert max(row["spearman_given_the_training_loss"]) < 0
+
+
+def test_the_page_on_figure_3_says_what_the_smoothed_risk_tells():
+    summary, cells = figure_3()
+    told, apart, nearer = [], [], []
+    for row in summary["smoothed_risk"]:
+        smoothed, loss = (
+            row[f"{name} with test_loss"] for name in ("smoothed", "train_loss")
+        )
+        ratios = row["smoothed over test loss"]
+        if row["source"] == "make_classification":
+            told += smoothed[1:]
+            apart += [a - b for a, b in zip(smoothed[1:], loss[1:], strict=True)]
+            assert 0.79 <= min(ratios) <= max(ratios) <= 1.1
+        elif row["penalty"] < 100:
+            assert 1.2 <= min(ratios[2:]) <= max(ratios[2:]) <= 4.1
+        if row["source"] == "gaussians" and row["loss"] == "squared error":
+            with_gap = row["train_loss with gap"]
+            assert row["n_train"] < 400 or max(with_gap) <= -0.91
+    assert (min(told), max(told)) == (0.42, 0.99)
+    assert max(map(abs, apart)) == pytest.approx(0.09)
+    for cell in cells:
+        if cell["source"] == "make_classification":
+            errors = [
+                abs(cell[f"mean_{name}"] - cell["mean_test_loss"])
+                for name in ("smoothed", "train_loss")
+            ]
+            nearer.append(errors[0] < errors[1])
+    assert (sum(nearer), len(nearer)) == (72, 84)
+    for is_strong, expected in ((False, (94, 112)), (True, (1, 56))):
+        better = [
+            c["spearman_smoothed_test_loss"] > c["spearman_train_loss_test_loss"]
+            for c in cells
+            if c["source"] == "gaussians" and (c["penalty"] == 100) == is_strong
+        ]
+        assert (sum(better), len(better)) == expected
+
+
+def test_the_page_on_figure_3_says_what_carries_the_correlation():
+    summary, cells = figure_3()
+    for cell in cells:
+        if cell["spearman_kappa_gap"] > 0.8:
+            of_loss = abs(cell["spearman_train_loss_gap"])
+            assert of_loss > cell["spearman_kappa_gap"] - 0.05
+    weaker = [
+        abs(c["spearman_kappa_gap_rest"]) < abs(c["spearman_kappa_gap"])
+        for c in cells
+        if c["n_train"] == 400 and c["source"] == "gaussians"
+    ]
+    assert (sum(weaker), len(weaker)) == (41, 42)
+    for row in summary["labels"]:
+        assert 0.365 < row["other_labels"][0] < 0.505
+        assert row["other_labels"][-1] < 0.0105
