@@ -66,6 +66,7 @@ __all__ = [
     "LayerProfileDisplay",
     "LossSurfaceDisplay",
     "MeasureCorrelationDisplay",
+    "ModelComparisonDisplay",
     "RelativeFlatnessPathDisplay",
     "TrainingDisplay",
 ]
@@ -80,6 +81,7 @@ from ._displays.hessian_spectrum import HessianSpectrumDisplay
 from ._displays.layer_profile import LayerProfileDisplay
 from ._displays.loss_surface import LossSurfaceDisplay
 from ._displays.measure_correlation import MeasureCorrelationDisplay
+from ._displays.model_comparison import ModelComparisonDisplay
 from ._displays.ridge_path import RelativeFlatnessPathDisplay
 from ._displays.training import TrainingDisplay
 from ._evidence.rank_correlations import RankCorrelations, rank_correlations

@@ -1,5 +1,6 @@
 """How the axes of the Displays are called."""
 
+import re
 from numbers import Real
 from typing import Any
 
@@ -75,3 +76,25 @@ def shortened(params: dict[str, Any], width: int = 40) -> str:
         parts.append(f"{name.split('__')[-1]} = {shown}")
     text = ", ".join(parts)
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def name_in_short(name: str, width: int = 32) -> str:
+    """Return the name of a model in few characters.
+
+    Parameters
+    ----------
+    name : str
+        The name; of a search "step__parameter=value, ...", where the step is left out.
+    width : int, default=32
+        Most characters.
+
+    Returns
+    -------
+    text : str
+        The name, or its beginning and its end.
+    """
+    name = re.sub(r"\w+__(?=\w+=)", "", name)
+    if len(name) <= width:
+        return name
+    half = (width - 3) // 2
+    return f"{name[: width - 3 - half]}...{name[-half:]}"

@@ -24,11 +24,11 @@ from sklearn_relflat._density.feature_metric import FeatureMetric
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.names import one_layer
 from sklearn_relflat._measures.badness import has_accuracy
+from sklearn_relflat._robustness.pair_streams import PairStreams
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_sums import BatchSums, SmoothedSums
 from sklearn_relflat._robustness.smoothing import (
     INPUT,
-    PairStreams,
     Perturbed,
     PerturbedInput,
     PerturbedLayer,

@@ -271,3 +271,58 @@ def test_the_page_on_figure_3_says_what_carries_the_correlation():
     for row in summary["labels"]:
         assert 0.365 < row["other_labels"][0] < 0.505
         assert row["other_labels"][-1] < 0.0105
+
+
+def test_the_page_on_what_it_is_worth_has_the_numbers_of_the_experiments():
+    page = (DOCS.parent / "user_guide" / "what_is_it_worth.md").read_text("utf-8")
+
+    def summary(name):
+        path = DOCS / "results" / f"{name}-full.json"
+        return json.loads(path.read_text(encoding="utf-8"))["summary"]
+
+    def signed(value, digits=3):
+        return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+    def with_interval(value, ends):
+        return f"{signed(value)} [{signed(ends[0])}, {signed(ends[1])}]"
+
+    selection = summary("selection")
+    assert f"over {selection['searches']} searches" in page
+    rules = {row["rule"]: row for row in selection["rules"]}
+    row = rules["smoothed risk, calibrated"]
+    found = with_interval(row["log_loss_difference"], row["log_loss_interval"])
+    assert found in page
+    (row,) = (
+        row
+        for row in selection["foretold"]
+        if row["rule"] == "smoothed risk, density" and row["verdict"] == "holds"
+    )
+    found = with_interval(row["log_loss_difference"], row["log_loss_interval"])
+    assert found in page
+    draws = {
+        row["measure"]: row
+        for row in selection["against_random"]
+        if row["tolerance"] == "1se"
+    }
+    row = draws["kappa, mean of folds"]
+    found = with_interval(row["log_loss_difference"], row["log_loss_interval"])
+    assert found in page
+    row = draws["cross-validated log-loss"]
+    low, high = (-end for end in row["log_loss_interval"])
+    value = -row["log_loss_difference"]
+    assert f"{value:.3f} nats [{high:.3f}, {low:.3f}]" in page
+
+    stopping = {
+        (row["network"], row["rule"]): row["regret"]
+        for row in summary("trajectories")["stopping"]
+    }
+    assert f"{stopping['cnn', 'smoothed risk, fc1, isotropic']:.2f} nats" in page
+    own = stopping["mlp", "smoothed risk, input, isotropic"]
+    assert f"{own:.2f} against {stopping['mlp', 'validation on 20%']:.2f}" in page
+
+    layers = {
+        row["column"]: row
+        for row in summary("reparameterization")["correlations"]["layers"]
+    }
+    assert f"correlation {signed(layers['ks_se_fc3']['spearman_before'], 2)}" in page
+    assert f"it is {signed(layers['ks_ce_fc3']['spearman_before'], 2)}" in page
