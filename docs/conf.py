@@ -27,6 +27,8 @@ extensions = [
     "myst_nb",
     "sphinx_copybutton",
     "sphinx_design",
+    # MathJax in the built pages, so that formulas need no network.
+    "sphinx-mathjax-offline",
 ]
 if os.environ.get("READTHEDOCS"):  # elsewhere the build needs no network
     extensions.append("sphinx.ext.intersphinx")
@@ -78,6 +80,8 @@ html_theme_options = {
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
 }
+# The theme's own default is an error on the console.
+html_context = {"default_mode": "auto"}
 WITHOUT_SIDEBAR = ["index", "install", "notation", "changelog", "contributing"]
 html_sidebars = {page: [] for page in WITHOUT_SIDEBAR}
 html_show_sourcelink = False
