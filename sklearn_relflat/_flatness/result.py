@@ -199,15 +199,14 @@ class LayerwiseRelativeFlatness(Plottable, Result, dict[str, RelativeFlatness]):
         ]
 
     def _sentence(self) -> str:
-        """Say where the largest is."""
+        """Say what the numbers are to be compared with."""
         if not self:
             return "No layer was measured."
         if len(self) == 1:
             return next(iter(self.values()))._sentence()
-        first = max(self.values(), key=float)
         return (
-            f"Relative flatness of {len(self)} layers: the largest is "
-            f"{number(first.value, first.stderr)}, of layer {first.layer!r}."
+            "Compare each layer with the same layer of another model, not with the "
+            "others: what it means for the loss depends on the number of features."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -213,12 +213,6 @@ def test_one_layer_says_what_its_result_says():
     assert one._sentence() == first[1]._sentence()
 
 
-def test_largest_layer_is_named():
-    found = layerwise()
-    largest = max(found, key=lambda name: found[name].value)
-    assert f"of layer {largest!r}" in found._sentence()
-
-
 def test_rows_without_pandas_show_as_html():
     rows = RowList([{"<a>": 1.5, "b": "<i>"}])
     page = Page(rows._repr_html_())
