@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -32,6 +32,8 @@ from sklearn_relflat._density.arrays import (
 from sklearn_relflat._density.feature_metric import FeatureMetric
 from sklearn_relflat._density.radial_kernels import Seed, array_module
 from sklearn_relflat._results.plottable import Plottable
+from sklearn_relflat._results.result import NumberResult
+from sklearn_relflat._results.words import number
 
 # Distances that are kept between the evaluations of the likelihood (256 MB).
 _KEPT_DISTANCES = 2**25
@@ -45,7 +47,7 @@ _LOG_2PI = float(np.log(2.0 * np.pi))
 
 
 @dataclass(frozen=True, eq=False)
-class DensityRadius(Plottable):
+class DensityRadius(Plottable, NumberResult):
     """Radius of local densities, chosen by leave-one-out likelihood.
 
     Attributes
@@ -75,9 +77,38 @@ class DensityRadius(Plottable):
     n_features: int
     n_queries: int
 
+    guide = "smoothed_risk"
+    _not_in_row: ClassVar[tuple[str, ...]] = ("radii", "log_likelihoods")
+
     def __float__(self) -> float:
         """Return the radius."""
         return self.radius
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the row as it is shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column.
+        """
+        return [
+            {
+                "radius": number(self.radius, self.stderr),
+                "log-likelihood": number(self.log_likelihood),
+                "shape": self.shape,
+                "samples": str(self.n_samples),
+                "features": str(self.n_features),
+                "queries": str(self.n_queries),
+            }
+        ]
+
+    def _sentence(self) -> str:
+        """Say what the radius is best for."""
+        return (
+            f"Local densities of radius {number(self.radius, self.stderr)}, relative "
+            "to the norm of each sample, explain the sample best."
+        )
 
     def __repr__(self) -> str:
         """Describe the result in a line."""

@@ -19,7 +19,8 @@ from sklearn_relflat._evidence.coefficients import (
 from sklearn_relflat._evidence.pairs import RunPairs, groups_of
 from sklearn_relflat._evidence.runs import Runs
 from sklearn_relflat._results.plottable import Plottable
-from sklearn_relflat._selection.report_text import TableReport, listed, number
+from sklearn_relflat._results.result import TableReport
+from sklearn_relflat._results.words import listed, number
 
 # Weights of pairs that are held at a time (64 MB).
 _HELD_NUMBERS = 2**23
@@ -56,6 +57,8 @@ class RankCorrelations(Plottable, TableReport):
     n_clusters: int
     notes: list[str]
     _rows: list[dict[str, Any]]
+
+    guide = "rank_correlations"
 
     @property
     def title(self) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sklearn_relflat._results.plottable import Plottable
+from sklearn_relflat._results.result import NumberResult, Result
+from sklearn_relflat._results.words import number
 
 
 @dataclass(frozen=True, eq=False)
-class RelativeFlatness:
+class RelativeFlatness(NumberResult):
     """Relative flatness of one layer, with how it was obtained.
 
     ``float(result)`` is its value. Large is sharp, small is flat.
@@ -61,17 +63,56 @@ class RelativeFlatness:
     gradient_norm: float
     per_sample: np.ndarray | None = None
 
+    guide = "relative_flatness"
+    _not_in_row: ClassVar[tuple[str, ...]] = ("per_sample",)
+
     def __float__(self) -> float:
         """Return the value."""
         return self.value
 
+    @property
+    def _name(self) -> str:
+        """What the measure is called."""
+        return "kappa_max" if self.statistic == "max_eigenvalue" else "kappa"
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the row as it is shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column.
+        """
+        return [
+            {
+                "layer": self.layer,
+                self._name: number(self.value, self.stderr),
+                "gradient norm": f"{self.gradient_norm:.2g}",
+                "features": str(self.n_features),
+                "route": f"{self.curvature}, {self.method}",
+            }
+        ]
+
+    @property
+    def title(self) -> str:
+        """What the result is about."""
+        return f"{self.loss} {self.mean_loss:.4g} on {self.n_samples} samples"
+
+    def _sentence(self) -> str:
+        """Say what the number tells."""
+        scaled = ", of features divided by their standard deviations,"
+        return (
+            f"Relative flatness {self._name} of layer {self.layer!r}"
+            f"{scaled if self.normalize else ''} is {number(self.value, self.stderr)}: "
+            "large is sharp, small is flat."
+        )
+
     def __repr__(self) -> str:
         """Return a summary in one line."""
         error = f" +- {self.stderr:.2g}" if self.stderr else ""
-        name = "kappa_max" if self.statistic == "max_eigenvalue" else "kappa"
         normalized = ", std-normalized" if self.normalize else ""
         return (
-            f"<RelativeFlatness {name} = {self.value:.6g}{error} of layer "
+            f"<RelativeFlatness {self._name} = {self.value:.6g}{error} of layer "
             f"{self.layer!r}{normalized}; {self.loss} {self.mean_loss:.4g} on "
             f"{self.n_samples} samples, gradient norm {self.gradient_norm:.2g}; "
             f"{self.curvature}, {self.method}>"
@@ -86,8 +127,10 @@ class NotMeasuredError(KeyError, ValueError):
         return str(self.args[0])
 
 
-class LayerwiseRelativeFlatness(Plottable, dict[str, RelativeFlatness]):
+class LayerwiseRelativeFlatness(Plottable, Result, dict[str, RelativeFlatness]):
     """Results by the name of the layer, and what was not measured.
+
+    It prints as a table.
 
     Parameters
     ----------
@@ -101,6 +144,8 @@ class LayerwiseRelativeFlatness(Plottable, dict[str, RelativeFlatness]):
     not_measured : dict of str to str
         As given.
     """
+
+    guide = "relative_flatness"
 
     def __init__(
         self, results: dict[str, RelativeFlatness], not_measured: dict[str, str]
@@ -117,13 +162,52 @@ class LayerwiseRelativeFlatness(Plottable, dict[str, RelativeFlatness]):
         raise KeyError(name)
 
     def __repr__(self) -> str:
-        """Return one line for each layer."""
-        lines = [f"{name!r}: {result!r}" for name, result in self.items()]
-        lines += [
-            f"{name!r}: not measured, {reason}"
+        """Return the table."""
+        return str(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the results of the layers.
+
+        Returns
+        -------
+        rows : list of dict
+            One a layer that was measured, see `RelativeFlatness`.
+        """
+        return [row for result in self.values() for row in result.rows()]
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the rows as they are shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column.
+        """
+        return [row for result in self.values() for row in result.cells()]
+
+    @property
+    def title(self) -> str:
+        """What the result is about."""
+        return next(iter(self.values())).title if self else ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """Why other layers are not here."""
+        return [
+            f"Layer {name!r} was not measured: {reason}."
             for name, reason in self.not_measured.items()
         ]
-        return "{" + ",\n ".join(lines) + "}"
+
+    def _sentence(self) -> str:
+        """Say what the numbers are to be compared with."""
+        if not self:
+            return "No layer was measured."
+        if len(self) == 1:
+            return next(iter(self.values()))._sentence()
+        return (
+            "Compare each layer with the same layer of another model, not with the "
+            "others: what it means for the loss depends on the number of features."
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from results and reasons: a dict knows only the former."""

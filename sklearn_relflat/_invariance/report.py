@@ -14,9 +14,9 @@ from sklearn_relflat._curvature.linearization import wide
 from sklearn_relflat._invariance.rescaled_copies import output_change, rescaled_copy
 from sklearn_relflat._layers.call_order import probe_inputs, trace_calls
 from sklearn_relflat._measures.evaluations import evaluate, measure_options
-from sklearn_relflat._measures.tables import make_table
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.view import lossless_view
+from sklearn_relflat._results.tables import make_table
 
 _KINDS = ("layers", "neurons")
 

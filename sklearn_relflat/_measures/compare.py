@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sklearn_relflat._measures.evaluations import evaluate, measure_options
-from sklearn_relflat._measures.tables import make_table
+from sklearn_relflat._results.tables import make_table
 
 
 def compare_measures(

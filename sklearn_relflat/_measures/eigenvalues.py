@@ -12,12 +12,13 @@ from sklearn_relflat._curvature.problem import open_problem
 from sklearn_relflat._layers.names import layer_words
 from sklearn_relflat._measures.eigenpairs import eigenpairs_of
 from sklearn_relflat._measures.hessian_products import HessianProducts
-from sklearn_relflat._measures.tables import make_table
 from sklearn_relflat._measures.weight_space import WeightSpace
+from sklearn_relflat._results.result import Result
+from sklearn_relflat._results.words import abbreviated, number
 
 
 @dataclass(frozen=True, eq=False)
-class HessianEigenvalues:
+class HessianEigenvalues(Result):
     """Some eigenvalues of the Hessian of the mean loss, and how they were obtained.
 
     ``numpy.asarray(result)`` are the eigenvalues.
@@ -62,6 +63,8 @@ class HessianEigenvalues:
     n_weights: int
     mean_loss: float
 
+    guide = "measures"
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         """Return the eigenvalues."""
         return np.array(self.values, dtype=dtype)
@@ -80,17 +83,51 @@ class HessianEigenvalues:
             f"on {self.n_samples} samples; {self.method}, {self.n_products} products>"
         )
 
-    def frame(self) -> Any:
-        """Eigenvalues as a table.
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the eigenvalues.
 
         Returns
         -------
-        table : DataFrame or list of dict
-            One row per eigenvalue, with its residual: a DataFrame where pandas is
-            installed, else a list that prints as a table.
+        rows : list of dict
+            One an eigenvalue, with its residual.
         """
         pairs = zip(self.values, self.residuals, strict=True)
-        return make_table([{"eigenvalue": v, "residual": r} for v, r in pairs])
+        return [{"eigenvalue": v, "residual": r} for v, r in pairs]
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the rows as they are shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column; the middle of a long table is left out.
+        """
+        return abbreviated(
+            [
+                {"eigenvalue": number(row["eigenvalue"]), "residual": f"{r:.1g}"}
+                for row in self.rows()
+                for r in [row["residual"]]
+            ]
+        )
+
+    @property
+    def title(self) -> str:
+        """What the result is about."""
+        return (
+            f"Hessian of {layer_words(self.layer)}, {self.n_weights} weights; "
+            f"{self.loss} {number(self.mean_loss)} on {self.n_samples} samples; "
+            f"{self.method}, {self.n_products} products"
+        )
+
+    def _sentence(self) -> str:
+        """Say which eigenvalues these are."""
+        place = {"magnitude": "largest in magnitude"}.get(self.which, self.which)
+        if len(self) == 1:
+            return f"The {place} eigenvalue is {number(self.values[0])}."
+        return (
+            f"The {len(self)} {place} of {self.n_weights} eigenvalues, from "
+            f"{number(self.values[0])} to {number(self.values[-1])}."
+        )
 
 
 def hessian_eigenvalues(

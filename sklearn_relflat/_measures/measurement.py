@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from sklearn_relflat._curvature.problem import Problem
 from sklearn_relflat._layers.names import layer_words
+from sklearn_relflat._results.result import NumberResult
+from sklearn_relflat._results.words import number
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class Measurement(NumberResult):
     """One measure of a fitted model, with how it was obtained.
 
     ``float(result)`` is its value.
@@ -55,9 +58,41 @@ class Measurement:
     mean_loss: float | None
     n_products: int = 0
 
+    guide = "measures"
+
     def __float__(self) -> float:
         """Return the value."""
         return self.value
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the row as it is shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column.
+        """
+        mean_loss = math.nan if self.mean_loss is None else self.mean_loss
+        return [
+            {
+                "measure": self.measure,
+                "layer": self.layer,
+                "value": number(self.value, self.stderr),
+                "mean loss": number(mean_loss),
+                "loss": self.loss,
+                "samples": str(self.n_samples),
+                "weights": str(self.n_weights),
+                "route": self.method,
+            }
+        ]
+
+    def _sentence(self) -> str:
+        """Say what the number tells."""
+        return (
+            f"The measure {self.measure} of {layer_words(self.layer)} is "
+            f"{number(self.value, self.stderr)}: large is sharp or complex, small is "
+            "flat or simple."
+        )
 
     def __repr__(self) -> str:
         """Return a summary in one line."""

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from sklearn_relflat._layers.names import layer_words
-from sklearn_relflat._measures.tables import make_table
 from sklearn_relflat._results.plottable import Plottable
+from sklearn_relflat._results.result import Result
+from sklearn_relflat._results.words import number
 
 # Width of the density's kernel where none is given, as a part of the spectrum's range.
 _WIDTH = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class HessianSpectrum(Plottable):
+class HessianSpectrum(Plottable, Result):
     """Distribution of the eigenvalues of a Hessian, and how it was obtained.
 
     Attributes
@@ -55,6 +56,8 @@ class HessianSpectrum(Plottable):
     n_samples: int
     n_weights: int
     mean_loss: float
+
+    guide = "measures"
 
     @property
     def n_probes(self) -> int:
@@ -186,15 +189,45 @@ class HessianSpectrum(Plottable):
         """Width of the density where none is given."""
         return _WIDTH * (self.largest - self.smallest)
 
-    def frame(self) -> Any:
-        """Return the nodes as a table.
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the nodes.
 
         Returns
         -------
-        table : DataFrame or list of dict
-            One row per node: the random vector it comes from, node and weight. A
-            DataFrame where pandas is installed, else a list that prints as a table.
+        rows : list of dict
+            One a node: the random vector it comes from, node and weight.
         """
         rows = zip(self.probes, self.nodes, self.weights, strict=True)
         names = ("probe", "node", "weight")
-        return make_table([dict(zip(names, row, strict=True)) for row in rows])
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return what the nodes say together.
+
+        Returns
+        -------
+        cells : list of dict
+            One row of short texts by column.
+        """
+        return [
+            {
+                "layer": self.layer,
+                "eigenvalues": str(self.n_weights),
+                "smallest": number(self.smallest),
+                "mean": number(*self.moment(1)),
+                "largest": number(self.largest),
+                "mean loss": number(self.mean_loss),
+                "loss": self.loss,
+                "samples": str(self.n_samples),
+                "route": f"{self.method}, {self.n_products} products",
+            }
+        ]
+
+    def _sentence(self) -> str:
+        """Say how far the eigenvalues reach."""
+        about = "" if self.method == "dense" else "about "
+        return (
+            f"The {self.n_weights} eigenvalues of the Hessian of "
+            f"{layer_words(self.layer)} reach from {about}{number(self.smallest)} to "
+            f"{about}{number(self.largest)}, with the mean {number(*self.moment(1))}."
+        )

@@ -21,6 +21,8 @@ from sklearn_relflat._representativeness.split_errors import (
     split_errors,
 )
 from sklearn_relflat._results.plottable import Plottable
+from sklearn_relflat._results.result import Result
+from sklearn_relflat._results.words import abbreviated, number
 from sklearn_relflat._split.feature_split import FeatureSplit
 
 # Theorem 5 needs perturbations of norm delta at most.
@@ -33,12 +35,84 @@ _CONSTRAINTS = {
 }
 
 
-class GeneralizationBound(Plottable, Bunch):
-    """Result of `generalization_bound`, which has its keys."""
+class GeneralizationBound(Plottable, Result, Bunch):
+    """Result of `generalization_bound`, which has its keys.
+
+    ``float(result)`` is the bound, if it was asked for at one delta.
+    """
+
+    guide = "generalization_bound"
 
     def __dir__(self) -> list[str]:
-        """List the keys, as a Bunch does, and the picture."""
-        return [*self, "plot"]
+        """List the keys, as a Bunch does, the table and the picture."""
+        return [*self, "frame", "plot"]
+
+    def __float__(self) -> float:
+        """Return the bound."""
+        if np.ndim(self.bound):
+            raise TypeError(
+                "Expected a bound at one delta to make a number of, got "
+                f"{len(self.bound)}. Choose one: result.bound[i]."
+            )
+        return float(self.bound)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the entries.
+
+        Returns
+        -------
+        rows : list of dict
+            One a delta, with all keys; what does not depend on it is repeated.
+        """
+        n = np.size(self.delta)
+        columns = {key: np.broadcast_to(value, n) for key, value in self.items()}
+        return [{key: columns[key][i].item() for key in columns} for i in range(n)]
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the rows as they are shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column; the middle of a long table is left out.
+        """
+        return abbreviated([self._cells(row) for row in self.rows()])
+
+    @staticmethod
+    def _cells(row: dict[str, Any]) -> dict[str, str]:
+        """One delta as it is shown."""
+        error = row["representativeness_stderr"]
+        return {
+            "delta": number(row["delta"]),
+            "bound": number(row["bound"], error),
+            "representativeness": number(row["representativeness"], error),
+            "flatness term": number(row["flatness_term"]),
+            "feature robustness": number(row["feature_robustness"]),
+        }
+
+    @property
+    def title(self) -> str:
+        """What the result is about."""
+        return (
+            f"Estimated generalization gap from {self.n_samples} samples and "
+            f"{self.n_features} features; relative flatness {number(self.kappa)}"
+        )
+
+    def _sentence(self) -> str:
+        """Say what the gap is, and where it comes from."""
+        best = min(self.rows(), key=lambda row: row["bound"])
+        smallest = "smallest " if np.ndim(self.bound) else ""
+        return (
+            f"The {smallest}estimate is {number(best['bound'])} at delta = "
+            f"{number(best['delta'])}: representativeness "
+            f"{number(best['representativeness'], best['representativeness_stderr'])} "
+            f"plus flatness term {number(best['flatness_term'])}; the cross-validated "
+            f"gap is {number(best['cross_validated_gap'])}."
+        )
+
+    def __repr__(self) -> str:
+        """Return the sentence."""
+        return f"<{type(self).__name__}: {self._sentence()}>"
 
 
 def generalization_bound(

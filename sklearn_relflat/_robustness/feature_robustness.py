@@ -12,13 +12,15 @@ from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._layers.names import one_layer
 from sklearn_relflat._results.plottable import Plottable
+from sklearn_relflat._results.result import Result
+from sklearn_relflat._results.words import abbreviated, number
 from sklearn_relflat._robustness.perturbations import resolve_matrices
 from sklearn_relflat._robustness.perturbed_labels import PerturbedLabels
 from sklearn_relflat._robustness.sums import robustness_sums
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureRobustness(Plottable):
+class FeatureRobustness(Plottable, Result):
     """How much the loss rises when the features of one layer are perturbed.
 
     ``E_F(delta, A)`` is the mean loss with features ``(I + delta A) phi`` minus that
@@ -73,6 +75,8 @@ class FeatureRobustness(Plottable):
     n_samples: int
     n_features: int
     mean_loss: float
+
+    guide = "robustness"
 
     def _draws(self, values: np.ndarray) -> np.ndarray:
         """Means over the matrices of each draw, along the last axis."""
@@ -187,6 +191,79 @@ class FeatureRobustness(Plottable):
             )
         curve = self.mean if average else self.values.max(axis=1)
         return max(self.value_at_zero, float(curve[self.deltas <= limit].max()))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rise at each size.
+
+        Returns
+        -------
+        rows : list of dict
+            One a delta, in the order as given: delta, mean, stderr, largest (over the
+            matrices), flatness_term (NaN where it is None), expectation and
+            expectation_stderr.
+        """
+        term = self.flatness_term
+        none = np.full(len(self.deltas), np.nan)
+        columns = {
+            "delta": self.deltas,
+            "mean": self.mean,
+            "stderr": self.stderr,
+            "largest": self.values.max(axis=1),
+            "flatness_term": none if term is None else term,
+            "expectation": self.expectation,
+            "expectation_stderr": self.expectation_stderr,
+        }
+        return [
+            dict(zip(columns, map(float, row), strict=True))
+            for row in zip(*columns.values(), strict=True)
+        ]
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the rows as they are shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column; the middle of a long table is left out.
+        """
+        return abbreviated(
+            [
+                {
+                    "delta": number(row["delta"]),
+                    "mean rise": number(row["mean"], row["stderr"]),
+                    "largest": number(row["largest"]),
+                    "flatness term": number(row["flatness_term"]),
+                    "expected rise": number(
+                        row["expectation"], row["expectation_stderr"]
+                    ),
+                }
+                for row in self.rows()
+            ]
+        )
+
+    @property
+    def title(self) -> str:
+        """What the result is about."""
+        return (
+            f"Rise of {self.loss} from {number(self.mean_loss)} on {self.n_samples} "
+            f"samples; layer {self.layer!r}, {self.values.shape[1]} matrices of "
+            f"{self.matrices}"
+        )
+
+    def _sentence(self) -> str:
+        """Say how far the second order goes."""
+        row = max(self.rows(), key=lambda row: row["delta"])
+        radius = self.agreement_radius
+        reach = (
+            f"up to delta = {number(radius)}"
+            if radius
+            else "at no delta that was tried"
+        )
+        return (
+            f"At delta = {number(row['delta'])} the mean loss rises by "
+            f"{number(row['mean'], row['stderr'])} on average over the matrices; "
+            f"{reach} the second order accounts for the rise to 10 %."
+        )
 
     def __repr__(self) -> str:
         """Return a summary in one line."""

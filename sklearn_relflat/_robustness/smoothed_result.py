@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from sklearn_relflat._density.density_radius import DensityRadius
+from sklearn_relflat._results.result import NumberResult
+from sklearn_relflat._results.words import number
 
 
 @dataclass(frozen=True, eq=False)
-class SmoothedRisk:
+class SmoothedRisk(NumberResult):
     """Mean loss of a model at perturbed features.
 
     Attributes
@@ -56,6 +59,9 @@ class SmoothedRisk:
     by_pair: np.ndarray = field(repr=False)
     per_sample: np.ndarray | None = field(default=None, repr=False)
 
+    guide = "smoothed_risk"
+    _not_in_row: ClassVar[tuple[str, ...]] = ("density", "by_pair", "per_sample")
+
     def __float__(self) -> float:
         """Return the smoothed risk."""
         return self.value
@@ -64,6 +70,34 @@ class SmoothedRisk:
     def rise(self) -> float:
         """E_F: what the perturbations add to the mean loss."""
         return self.value - self.mean_loss
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return the row as it is shown.
+
+        Returns
+        -------
+        cells : list of dict
+            Short texts by column.
+        """
+        return [
+            {
+                "smoothed risk": number(self.value, self.stderr),
+                "training loss": number(self.mean_loss),
+                "radius": number(self.radius),
+                "perturbed": f"{self.layer}, {self.shape}",
+                "loss": self.metric,
+                "samples": str(self.n_samples),
+                "route": self.method,
+            }
+        ]
+
+    def _sentence(self) -> str:
+        """Say what the perturbations do."""
+        return (
+            f"Perturbations of radius {number(self.radius)} of {self.layer!r} take the "
+            f"mean {self.metric} from {number(self.mean_loss)} to "
+            f"{number(self.value, self.stderr)}."
+        )
 
     def __repr__(self) -> str:
         """Describe the result in a line."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
+from sklearn_relflat._results.result import TableReport
+from sklearn_relflat._results.words import listed, number
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 from sklearn_relflat._selection.named_models import about, named_models, one_seed
 from sklearn_relflat._selection.one_loss import check_one_loss
 from sklearn_relflat._selection.own_score import mean_error, own_score
-from sklearn_relflat._selection.report_text import TableReport, listed, number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +54,8 @@ class ModelComparison(TableReport):
     layer: str
     shape: str
     _rows: list[dict[str, Any]] = field(repr=False)
+
+    guide = "comparing"
 
     @property
     def title(self) -> str:

@@ -12,6 +12,8 @@ from sklearn_relflat._flatness.relative_flatness import relative_flatness
 from sklearn_relflat._layers.layers import list_layers
 from sklearn_relflat._measures.norms import weight_norm
 from sklearn_relflat._models.wrappers import is_search
+from sklearn_relflat._results.result import TableReport
+from sklearn_relflat._results.words import listed, number
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
 from sklearn_relflat._robustness.smoothed_risk import smoothed_risk
 from sklearn_relflat._robustness.smoother import open_smoother
@@ -31,7 +33,6 @@ from sklearn_relflat._selection.conditions import (
 from sklearn_relflat._selection.named_models import about, named_models, one_seed
 from sklearn_relflat._selection.one_loss import check_one_loss
 from sklearn_relflat._selection.other_labels import labels_are_classes, other_labels
-from sklearn_relflat._selection.report_text import TableReport, listed, number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,6 +65,8 @@ class FlatnessDiagnosis(TableReport):
     layer: str
     shape: str
     n_samples: int
+
+    guide = "comparing"
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ from sklearn.preprocessing import scale
 
 from sklearn_relflat._measures.by_name import MEASURES
 from sklearn_relflat._measures.compare import compare_measures
-from sklearn_relflat._measures.tables import RowList
+from sklearn_relflat._results.tables import RowList
 from tests.cases import CASES
 
 BY_ID = {case.id: case for case in CASES}

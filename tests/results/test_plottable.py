@@ -6,23 +6,14 @@ import subprocess
 import sys
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
-from sklearn.datasets import load_diabetes
-from sklearn.linear_model import LinearRegression
 
 import sklearn_relflat
-from sklearn_relflat import (
-    density_radius,
-    feature_robustness,
-    generalization_bound,
-    hessian_spectrum,
-    layerwise_relative_flatness,
-    rank_correlations,
-)
 from sklearn_relflat._displays.of_results import DISPLAYS
 from sklearn_relflat._results import plottable
 from sklearn_relflat._results.plottable import Plottable, display_of, displays_are_in
+from sklearn_relflat._results.result import Result
+from tests.results.all_results import correlations, result_of
 
 
 @pytest.fixture(autouse=True)
@@ -31,34 +22,19 @@ def _closed():
     plt.close("all")
 
 
-def fitted():
-    X, y = load_diabetes(return_X_y=True)
-    return LinearRegression().fit(X, y), X, y
-
-
-def correlations():
-    rng = np.random.default_rng(0)
-    runs = {name: rng.normal(size=8) for name in ("gap", "one", "two")}
-    return rank_correlations(runs, ["one", "two"], "gap", n_resamples=10)
-
-
-RESULTS = {
-    "DensityRadiusDisplay": lambda: density_radius(fitted()[1]),
-    "FeatureRobustnessDisplay": lambda: feature_robustness(
-        *fitted(), deltas=[0.1, 1.0], n_matrices=4, random_state=0
-    ),
-    "GeneralizationBoundDisplay": lambda: generalization_bound(
-        *fitted(), delta=[0.1, 0.2], n_splits=3, random_state=0
-    ),
-    "HessianSpectrumDisplay": lambda: hessian_spectrum(*fitted()),
-    "LayerProfileDisplay": lambda: layerwise_relative_flatness(*fitted()),
-    "MeasureCorrelationDisplay": correlations,
+DRAWN = {
+    "DensityRadiusDisplay": "DensityRadius",
+    "FeatureRobustnessDisplay": "FeatureRobustness",
+    "GeneralizationBoundDisplay": "GeneralizationBound on a grid",
+    "HessianSpectrumDisplay": "HessianSpectrum",
+    "LayerProfileDisplay": "LayerwiseRelativeFlatness",
+    "MeasureCorrelationDisplay": "RankCorrelations",
 }
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_result_opens_its_display(name):
-    result = RESULTS[name]()
+    result = result_of(DRAWN[name])
     figure, ax = plt.subplots()
     display = result.plot(ax)
     assert type(display) is getattr(sklearn_relflat, name)
@@ -69,9 +45,9 @@ def test_result_opens_its_display(name):
     assert result.plot().figure_ is not figure
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_result_is_still_what_it_was(name):
-    result = RESULTS[name]()
+    result = result_of(DRAWN[name])
     for other in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
         assert type(other) is type(result)
         assert repr(other) == repr(result)
@@ -89,8 +65,9 @@ def test_every_display_of_a_result_is_opened_by_one():
     }
     public = {n for n in sklearn_relflat.__all__ if n.endswith("Display")}
     assert {display.__name__ for display in DISPLAYS.values()} == public - by_hand
-    assert set(RESULTS) == public - by_hand
+    assert set(DRAWN) == public - by_hand
     assert all(issubclass(kind, Plottable) for kind in DISPLAYS)
+    assert all(issubclass(kind, Result) for kind in DISPLAYS)
 
 
 def test_keywords_arrive():
@@ -100,9 +77,9 @@ def test_keywords_arrive():
 
 
 def test_generalization_bound_is_a_bunch():
-    result = RESULTS["GeneralizationBoundDisplay"]()
+    result = result_of("GeneralizationBound on a grid")
     assert result["bound"] is result.bound
-    assert set(dir(result)) == {*result, "plot"}
+    assert set(dir(result)) == {*result, "frame", "plot"}
 
 
 class Derived(Plottable):

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
 from torch import nn
 
-import sklearn_relflat._measures.tables as tables
+import sklearn_relflat._results.tables as tables
 from sklearn_relflat import (
     SmoothedRiskSearchCV,
     compare_models,
@@ -314,7 +314,7 @@ def test_text_frame_and_html(comparison, monkeypatch):
     assert list(table["model"]) == ["C=0.0001", "C=0.5", "C=10000.0"]
     html = comparison._repr_html_()
     assert html.count("<tr>") == 4
-    assert 'href="user_guide/smoothed_risk.html"' in html
+    assert 'href="user_guide/comparing.html"' in html
     monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
     assert comparison.frame().column("model") == list(table["model"])
 

@@ -463,7 +463,7 @@ def test_text_frame_and_html():
     assert list(table["verdict"]) == [c.verdict for c in diagnosis.conditions]
     html = diagnosis._repr_html_()
     assert html.count("<tr>") == 4
-    assert 'href="user_guide/smoothed_risk.html"' in html
+    assert 'href="user_guide/comparing.html"' in html
     assert repr(diagnosis) == f"<FlatnessDiagnosis: {diagnosis.sentence}>"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from sklearn_relflat._results.html import html_table
+
 
 class RowList(list[dict[str, Any]]):
     """Rows of a table as a list of dicts, printed as a table.
@@ -53,6 +55,10 @@ class RowList(list[dict[str, Any]]):
         if not self:
             return "an empty table"
         return tabulate(self, headers="keys", tablefmt="plain", floatfmt=".6g")
+
+    def _repr_html_(self) -> str:
+        """Return the rows for a notebook."""
+        return html_table(self)
 
 
 def make_table(rows: list[dict[str, Any]], **attrs: Any) -> Any:
