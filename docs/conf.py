@@ -74,8 +74,14 @@ nb_execution_raise_on_error = True
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_relflat"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_theme_options = {
+    "logo": {
+        "alt_text": "sklearn_relflat",
+        "image_light": "_static/logo_light.svg",
+        "image_dark": "_static/logo_dark.svg",
+    },
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],

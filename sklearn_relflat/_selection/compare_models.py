@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
+from sklearn_relflat._results.plottable import Plottable
 from sklearn_relflat._results.result import TableReport
 from sklearn_relflat._results.words import listed, number
 from sklearn_relflat._robustness.smoothed_result import SmoothedRisk
@@ -17,10 +18,10 @@ from sklearn_relflat._selection.own_score import mean_error, own_score
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ModelComparison(TableReport):
+class ModelComparison(Plottable, TableReport):
     """Fitted models side by side, with the one to take.
 
-    ``print(comparison)`` has the table; `frame` the numbers.
+    ``print(comparison)`` has the table; `frame` the numbers; `plot` the picture.
 
     Attributes
     ----------

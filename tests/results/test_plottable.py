@@ -29,6 +29,7 @@ DRAWN = {
     "HessianSpectrumDisplay": "HessianSpectrum",
     "LayerProfileDisplay": "LayerwiseRelativeFlatness",
     "MeasureCorrelationDisplay": "RankCorrelations",
+    "ModelComparisonDisplay": "ModelComparison",
 }
 
 
