@@ -41,6 +41,7 @@ def draw(
     path : Path
         Where to write.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 6.6), layout="constrained")
@@ -62,7 +63,9 @@ def draw(
         ncols=len(RULES),
         frameon=False,
     )
-    figure.savefig(path, metadata={"Date": None})
+    # The same names of parts in every run.
+    with rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _by_family(ax, entries, families, difference, interval) -> None:
