@@ -72,7 +72,7 @@ docs: $(STAMP) ## the documentation, warnings as errors, in docs/_build/html
 .PHONY: browser
 browser: docs ## the built documentation in Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
-	$(BIN)/python -m pytest -q -rs tests/docs
+	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -q -rs tests/docs
 
 .PHONY: pictures
 pictures: $(STAMP) ## the picture of the README, by the README's code
