@@ -68,11 +68,11 @@ types: $(STAMP) ## mypy
 docs: $(STAMP) ## the documentation, warnings as errors, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-# Chromium is of the system: Debian's package of that name, or CHROMIUM=PATH.
+# Chromium is of the system: chromium or google-chrome, or else CHROMIUM=PATH.
 .PHONY: browser
 browser: docs ## the built documentation in Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
-	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -q -rs tests/docs
+	$(BIN)/python -m pytest -q -rs tests/docs
 
 .PHONY: pictures
 pictures: $(STAMP) ## the picture of the README, by the README's code

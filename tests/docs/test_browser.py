@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 SITE = Path(__file__).resolve().parents[2] / "docs" / "_build" / "html"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+FOUND = (shutil.which(name) for name in ("chromium", "google-chrome"))
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, FOUND), None)
 PAGES = (
     "index",
     "user_guide/which_model",
