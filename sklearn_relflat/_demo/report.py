@@ -361,6 +361,8 @@ What this means
     small gap is no small loss: look at both.
   - The loss in the definition of kappa matters, also at equal training loss: compare
     the lines for kappa and kappa CE in section 2.
-  - Choose among accurate candidates. A model that has learned nothing is flat.
+  - Choose among accurate candidates. A model that has learned nothing is flat. To get
+    the smallest loss on new data, choose by the smoothed risk: in the experiment
+    "selection" the flattest of the accurate was no better than a draw among them.
   - This is one split of one small data set. The intervals are over the candidates of
     this run and say nothing about other data; try --seed {demo.config.seed + 1}."""
