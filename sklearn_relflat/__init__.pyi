@@ -40,12 +40,14 @@ __all__ = [
     "HessianSpectrum",
     "Measurement",
     "asam_sharpness",
+    "average_sharpness",
     "compare_measures",
     "fisher_rao_norm",
     "hessian_eigenvalues",
     "hessian_max_eigenvalue",
     "hessian_spectrum",
     "hessian_trace",
+    "linf_sharpness",
     "pac_bayes_flatness",
     "sam_sharpness",
     "weight_norm",
@@ -92,9 +94,11 @@ from ._layers.layers import list_layers
 from ._linear.logistic import RelativeFlatnessLogisticRegression
 from ._linear.ridge import RelativeFlatnessRidge, relative_flatness_path
 from ._linear.ridge_cv import RelativeFlatnessRidgeCV
+from ._measures.average_sharpness import average_sharpness
 from ._measures.compare import compare_measures
 from ._measures.eigenvalues import HessianEigenvalues, hessian_eigenvalues
 from ._measures.hessian_trace import hessian_trace
+from ._measures.linf_sharpness import linf_sharpness
 from ._measures.max_eigenvalue import hessian_max_eigenvalue
 from ._measures.measurement import Measurement
 from ._measures.norms import fisher_rao_norm, weight_norm

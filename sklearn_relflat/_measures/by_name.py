@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
+from sklearn_relflat._measures.average_sharpness import average_sharpness
 from sklearn_relflat._measures.hessian_trace import hessian_trace
+from sklearn_relflat._measures.linf_sharpness import linf_sharpness
 from sklearn_relflat._measures.max_eigenvalue import hessian_max_eigenvalue
 from sklearn_relflat._measures.norms import fisher_rao_norm, weight_norm
 from sklearn_relflat._measures.pac_bayes import pac_bayes_flatness
@@ -26,4 +28,8 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "weight_norm": weight_norm,
     "sam_sharpness": sam_sharpness,
     "asam_sharpness": asam_sharpness,
+    "linf_sharpness": linf_sharpness,
+    "linf_sharpness_magnitude": partial(linf_sharpness, magnitude_aware=True),
+    "average_sharpness": average_sharpness,
+    "average_sharpness_magnitude": partial(average_sharpness, magnitude_aware=True),
 }

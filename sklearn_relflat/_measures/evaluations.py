@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from sklearn_relflat._curvature.quadratic_forms import (
 )
 from sklearn_relflat._layers.layers import WeightLayer
 from sklearn_relflat._layers.names import ALL_LAYERS, layer_names
+from sklearn_relflat._measures.average_sharpness import average_of
 from sklearn_relflat._measures.badness import has_accuracy
 from sklearn_relflat._measures.by_name import MEASURES
 from sklearn_relflat._measures.hessian_trace import (
@@ -25,6 +27,7 @@ from sklearn_relflat._measures.hessian_trace import (
     sum_of_forms,
     trace_of,
 )
+from sklearn_relflat._measures.linf_sharpness import linf_of
 from sklearn_relflat._measures.max_eigenvalue import max_eigenvalue_of
 from sklearn_relflat._measures.measurement import Measurement
 from sklearn_relflat._measures.norms import fisher_rao_of, weight_norm_of
@@ -45,12 +48,14 @@ _SINGLE: dict[str, Callable[..., Measurement]] = {
     "hessian_max_eigenvalue": max_eigenvalue_of,
     "fisher_rao_norm": fisher_rao_of,
     "pac_bayes_flatness": pac_bayes_of,
-    "pac_bayes_flatness_magnitude": lambda problem, **options: pac_bayes_of(
-        problem, magnitude_aware=True, **options
-    ),
+    "pac_bayes_flatness_magnitude": partial(pac_bayes_of, magnitude_aware=True),
     "weight_norm": weight_norm_of,
     "sam_sharpness": sam_of,
     "asam_sharpness": asam_of,
+    "linf_sharpness": linf_of,
+    "linf_sharpness_magnitude": partial(linf_of, magnitude_aware=True),
+    "average_sharpness": average_of,
+    "average_sharpness_magnitude": partial(average_of, magnitude_aware=True),
 }
 
 

@@ -27,15 +27,23 @@ UNMOVED = {
         "relative_flatness_std",
         "fisher_rao_norm",
         "asam_sharpness",
+        "linf_sharpness_magnitude",
+        "average_sharpness_magnitude",
         "pac_bayes_flatness_magnitude",
     },
     "neurons": {
         "relative_flatness_std",
         "fisher_rao_norm",
         "asam_sharpness",
+        "linf_sharpness_magnitude",
+        "average_sharpness_magnitude",
         "pac_bayes_flatness_magnitude",
     },
 }
+
+
+def is_sampled(name):
+    return name.startswith(("pac_bayes", "average"))
 
 
 def rescaled(net, X, kind):
@@ -78,7 +86,7 @@ def trained():
 def test_table(name, layer, kind):
     net, X, y = trained()
     options = {"layer": layer}
-    if "pac_bayes" in name:
+    if is_sampled(name):
         options |= {"n_draws": 4, "random_state": 0}
     before = MEASURES[name](net, X, y, **options).value
     after = MEASURES[name](rescaled(net, X, kind), X, y, **options).value
@@ -115,9 +123,7 @@ CONV = Case(
 @pytest.mark.parametrize("case", [CONV, BY_ID["batch_norm"]], ids=lambda case: case.id)
 def test_report_on_nets(case):
     net, (X, y) = case.fitted(), case.data(n=40)
-    measures = {
-        name: {"n_draws": 2} if "pac_bayes" in name else {} for name in MEASURES
-    }
+    measures = {name: {"n_draws": 2} if is_sampled(name) else {} for name in MEASURES}
     table = invariance_report(net, X, y, measures=measures, n_copies=1, random_state=0)
     assert table["measure"][0] == "outputs"
     assert not table["moved_by_layers"][0]

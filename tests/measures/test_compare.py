@@ -19,9 +19,13 @@ BY_ID = {case.id: case for case in CASES}
 FEW_DRAWS = {"n_draws": 2}
 
 
+def is_sampled(name):
+    return name.startswith(("pac_bayes", "average"))
+
+
 def options(**more):
     """Options of all measures, cheap ones for noise."""
-    return {name: FEW_DRAWS if "pac_bayes" in name else {} for name in MEASURES} | more
+    return {name: FEW_DRAWS if is_sampled(name) else {} for name in MEASURES} | more
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "conv2d", "sum", "batch_norm"])
@@ -32,7 +36,7 @@ def test_values_are_those_of_single_calls(name):
     assert isinstance(table, pd.DataFrame)
     assert set(table["measure"]) == set(MEASURES)
     for row in table.itertuples():
-        more = FEW_DRAWS | {"random_state": 0} if "pac_bayes" in row.measure else {}
+        more = FEW_DRAWS | {"random_state": 0} if is_sampled(row.measure) else {}
         single = MEASURES[row.measure](net, X, y, layer=row.layer, **more)
         assert row.value == pytest.approx(single.value, rel=1e-6), row
         assert row.stderr == pytest.approx(single.stderr, rel=1e-6), row

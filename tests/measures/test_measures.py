@@ -15,8 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from sklearn_relflat import list_layers, relative_flatness
+from sklearn_relflat._measures.average_sharpness import average_sharpness
 from sklearn_relflat._measures.by_name import MEASURES
 from sklearn_relflat._measures.hessian_trace import hessian_trace
+from sklearn_relflat._measures.linf_sharpness import linf_sharpness
 from sklearn_relflat._measures.max_eigenvalue import hessian_max_eigenvalue
 from sklearn_relflat._measures.norms import fisher_rao_norm, weight_norm
 from sklearn_relflat._measures.pac_bayes import pac_bayes_flatness
@@ -48,10 +50,15 @@ SELECTIONS = [
 ]
 selections = pytest.mark.parametrize(("name", "layer"), SELECTIONS)
 
+
+def is_sampled(name):
+    return name.startswith(("pac_bayes", "average"))
+
+
 # Every measure with options that make it cheap and applicable.
 CHEAP = {
     name: functools.partial(measure, random_state=0, n_draws=2)
-    if "pac_bayes" in name
+    if is_sampled(name)
     else measure
     for name, measure in MEASURES.items()
 }
@@ -61,6 +68,8 @@ PERTURBING = {
     "pac_bayes_flatness": pac_bayes_flatness,
     "sam_sharpness": sam_sharpness,
     "asam_sharpness": asam_sharpness,
+    "linf_sharpness": linf_sharpness,
+    "average_sharpness": functools.partial(average_sharpness, n_draws=2),
 }
 every_perturbing = pytest.mark.parametrize("name", list(PERTURBING))
 
@@ -172,6 +181,8 @@ def test_sample_weight_repeats_samples(name):
         "fisher_rao_norm",
         "sam_sharpness",
         "asam_sharpness",
+        "linf_sharpness",
+        "average_sharpness",
         "pac_bayes_flatness",
     ):
         weighted = CHEAP[name](case.fitted(), X, y, sample_weight=counts.numpy())
@@ -526,5 +537,5 @@ def test_gpu(name):
     expected = CHEAP[name](here, X, y).value
     value = CHEAP[name](there, X, y).value
     # Other random numbers on another device.
-    if "pac_bayes" not in name:
+    if not is_sampled(name):
         assert value == pytest.approx(expected, rel=1e-8)
