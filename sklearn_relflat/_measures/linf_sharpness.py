@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sklearn_relflat._curvature.problem import Problem, open_problem
@@ -137,4 +138,7 @@ def linf_of(
 ) -> Measurement:
     """L-infinity sharpness of an open problem; see `linf_sharpness`."""
     ascent = Ascent("linf", magnitude_aware, rho, n_steps, m)
-    return ascent.rise(problem, "linf_sharpness", normalize_logits=normalize_logits)
+    result = ascent.rise(problem, "linf_sharpness", normalize_logits=normalize_logits)
+    if not magnitude_aware:
+        return result
+    return replace(result, method=f"magnitude_aware_{result.method}")

@@ -10,6 +10,10 @@ from sklearn_relflat._curvature.problem import Problem
 from sklearn_relflat._layers.names import layer_words
 
 
+class UndefinedMeasureError(ValueError):
+    """A measure that this model does not have, for example a margin without a class."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """One measure of a fitted model, with how it was obtained.
