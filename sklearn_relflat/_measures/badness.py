@@ -40,13 +40,13 @@ def labels_of(problem: Problem, y: Tensor, outputs: Tensor) -> Tensor | None:
     -------
     labels : Tensor of shape (n,) or (n, *positions), or None
         The most probable class where the targets are probabilities; None where a sample
-        has several labels.
+        has a label for each output.
     """
     n = len(outputs)
     if outputs.numel() == n:
         return (y.reshape(n) > 0.5).long()
     if not y.is_floating_point():
-        return y
+        return None if y.shape == outputs.shape else y
     if problem.single_label or problem.view.loss.name == "cross_entropy":
         return y.argmax(1)
     return None

@@ -183,7 +183,7 @@ def _class_moments(problem: Problem) -> tuple[dict[int, _Moments], float]:
             phi = _features(calls[name])
             width = width or phi.shape[1]
             if width != phi.shape[1]:
-                raise ValueError(
+                raise UndefinedMeasureError(
                     f"Expected as many features for every sample, got {width} and "
                     f"{phi.shape[1]} in layer {name!r}. Name a layer behind the "
                     "pooling of the positions."

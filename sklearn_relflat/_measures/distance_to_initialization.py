@@ -121,7 +121,7 @@ def distance_of(
             )
         for name, weight in part.items():
             start = _start(state, plain_name(name), weight)
-            moved = wide(weight.detach()) - wide(start.to(weight.device))
+            moved = wide(weight.detach()) - wide(start.to(weight))
             value += SQUARED_NORMS[norm](moved.flatten(1))
     method = "exact" if norm == "frobenius" else "spectral"
     return measured(problem, "distance_to_initialization", value, method=method)

@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklearn_relflat._curvature.linearization import wide
 from sklearn_relflat._curvature.problem import Problem, open_problem
-from sklearn_relflat._data.inputs import leaves, map_tree
+from sklearn_relflat._data.inputs import leaves, map_tree, own_copy
 from sklearn_relflat._layers.names import ALL_LAYERS
 from sklearn_relflat._layers.weights import chosen_weights
+from sklearn_relflat._losses.torch_errors import raise_out_of_memory
 from sklearn_relflat._measures.measurement import (
     Measurement,
     UndefinedMeasureError,
@@ -179,13 +180,23 @@ def _squared(module: nn.Module) -> Point:
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm):
             key = f"inner.{name}." if name else "inner."
+            # Every one keeps statistics: the view has refused others.
+            running: Any = part
             # So that what it divides by is the variance, and not its root.
-            spread = part.running_var + part.eps
+            spread = running.running_var + part.eps
             point[f"{key}running_var"] = spread.square() - part.eps
-            point[f"{key}running_mean"] = torch.zeros_like(part.running_mean)
+            point[f"{key}running_mean"] = torch.zeros_like(running.running_mean)
     return point
 
 
 def _sum_of_outputs(space: WeightSpace, point: Point, inputs: Any) -> float:
     """Sum of the outputs of one sample."""
-    return float(wide(space.outputs(point, inputs)).sum())
+    try:
+        outputs = space.outputs(point, own_copy(inputs))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise_out_of_memory(error)
+        raise UndefinedMeasureError(
+            f"Expected {space.problem.view.estimator_name} to take an input of numbers "
+            f"from 1 to 4 in the shape of X, for the path norm, got {error!r}."
+        ) from error
+    return float(wide(outputs).sum())

@@ -120,8 +120,9 @@ def test_several_labels_have_the_worst_margin():
     z = net.module_.eval()(X).detach()
     y = (z > 0).to(y.dtype)
     worst = sorted(min(abs(v) for v in row) for row in z.tolist())
-    found = inverse_margin(net, X, y, quantile=0.5).value
-    assert found == pytest.approx(worst[5] ** -2, rel=1e-9)
+    for targets in (y, y.long()):
+        found = inverse_margin(net, X, targets, quantile=0.5).value
+        assert found == pytest.approx(worst[5] ** -2, rel=1e-9)
 
 
 def test_scikit_learn_classifiers():

@@ -114,6 +114,23 @@ def test_tokens_have_no_ones():
         path_norm(net, X, torch.tensor([0, 1, 2, 0]))
 
 
+def test_inputs_that_are_no_numbers_to_scale():
+    class Table(nn.Module):
+        """Looks up a row by a floating feature."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(2, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.out(self.embed(x[:, 0].long()))
+
+    net = NeuralNet(Table, nn.CrossEntropyLoss).initialize()
+    X = torch.tensor([[0.0], [1.0], [1.0]])
+    with pytest.raises(ValueError, match=r"take an input of numbers.*IndexError"):
+        path_norm(net, X, torch.tensor([0, 1, 2]))
+
+
 def test_inputs_by_name():
     case = BY_ID["dict"]
     net, (X, y) = case.fitted(), case.data()
