@@ -40,13 +40,19 @@ __all__ = [
     "HessianSpectrum",
     "Measurement",
     "asam_sharpness",
+    "average_sharpness",
+    "class_distance_normalized_variance",
     "compare_measures",
+    "distance_to_initialization",
     "fisher_rao_norm",
     "hessian_eigenvalues",
     "hessian_max_eigenvalue",
     "hessian_spectrum",
     "hessian_trace",
+    "inverse_margin",
+    "linf_sharpness",
     "pac_bayes_flatness",
+    "path_norm",
     "sam_sharpness",
     "weight_norm",
     # Evidence
@@ -94,13 +100,19 @@ from ._layers.layers import list_layers
 from ._linear.logistic import RelativeFlatnessLogisticRegression
 from ._linear.ridge import RelativeFlatnessRidge, relative_flatness_path
 from ._linear.ridge_cv import RelativeFlatnessRidgeCV
+from ._measures.average_sharpness import average_sharpness
+from ._measures.class_distance import class_distance_normalized_variance
 from ._measures.compare import compare_measures
+from ._measures.distance_to_initialization import distance_to_initialization
 from ._measures.eigenvalues import HessianEigenvalues, hessian_eigenvalues
 from ._measures.hessian_trace import hessian_trace
+from ._measures.inverse_margin import inverse_margin
+from ._measures.linf_sharpness import linf_sharpness
 from ._measures.max_eigenvalue import hessian_max_eigenvalue
 from ._measures.measurement import Measurement
 from ._measures.norms import fisher_rao_norm, weight_norm
 from ._measures.pac_bayes import pac_bayes_flatness
+from ._measures.path_norm import path_norm
 from ._measures.sharpness import asam_sharpness, sam_sharpness
 from ._measures.spectrum import hessian_spectrum
 from ._measures.spectrum_result import HessianSpectrum

@@ -40,6 +40,18 @@ def risk_at(case, net, names, X, y):
     )
 
 
+def normalized_risk_at(case, net, names, X, y):
+    """The same with logits of mean 0 and variance 1 over the classes."""
+    module, criterion = case.logits_module(net), case.criterion_of(net)
+
+    def risk(flat):
+        z = call_with(module, names, flat)(X)
+        z = (z - z.mean(1, keepdim=True)) / z.std(1, correction=0, keepdim=True)
+        return criterion(z, y)
+
+    return risk, flat_weights(module, names)
+
+
 def joint_hessian(case, names):
     """Hessian of the mean loss in the weights of several layers together."""
     net, (X, y) = case.fitted(), case.data()

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
-from sklearn_relflat._data.inputs import check_finite_inputs, map_tree, to_model_inputs
+from sklearn_relflat._data.inputs import (
+    check_finite_inputs,
+    map_tree,
+    own_copy,
+    to_model_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,37 @@ def chunks(source: Iterable[Batch], size: int) -> Iterator[Batch]:
             yield batch.slice(start, start + step) if n_chunks > 1 else batch
 
 
+def groups(source: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Cut the samples of a source into groups, whatever its batches are.
+
+    Parameters
+    ----------
+    source : iterable of Batch
+        The batches.
+    size : int
+        Samples in a group.
+
+    Yields
+    ------
+    group : list of Batch
+        Consecutive samples in parts that lie in one batch each; the last group may have
+        fewer.
+    """
+    parts: list[Batch] = []
+    missing = size
+    for batch in source:
+        start = 0
+        while start < batch.n_samples:
+            parts.append(batch.slice(start, start + missing))
+            start += parts[-1].n_samples
+            missing -= parts[-1].n_samples
+            if not missing:
+                yield parts
+                parts, missing = [], size
+    if parts:
+        yield parts
+
+
 def _spread(n_samples: int) -> range:
     """Positions of three samples of a batch at even distances, or of all."""
     step = max(1, (n_samples - 1) // 2)
@@ -167,6 +203,30 @@ class BatchSource(ABC):
         for batch in self:
             rows = _spread(batch.n_samples)
             yield batch.take([*rows]), rows
+
+
+class HeldBatches(BatchSource):
+    """Batches that are held in memory.
+
+    Parameters
+    ----------
+    batches : list of Batch
+        The batches, in order.
+    """
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+        self.n_samples = sum(batch.n_samples for batch in batches)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches from the first one."""
+        for batch in self._batches:
+            # A module may write into its inputs.
+            yield replace(batch, inputs=own_copy(batch.inputs))
 
 
 class SlicedBatches(BatchSource):

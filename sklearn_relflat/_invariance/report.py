@@ -166,9 +166,10 @@ def invariance_report(
             factors = _draw_factors(rng, widths, spread, kind)
             twin = rescaled_copy(estimator, factors, X, tol)
             changes[kind].append(output_change(estimator, twin, X))
+            after = {(row["measure"], row["layer"]): row for row in measured(twin)}
             found = [
-                _moved(old, new, view.dtype)
-                for old, new in zip(before, measured(twin), strict=True)
+                _moved(old, after.get((old["measure"], old["layer"])), view.dtype)
+                for old in before
             ]
             moved[kind] = [max(pair) for pair in zip(moved[kind], found, strict=True)]
     allowed = _round_off(view.dtype)
@@ -234,9 +235,12 @@ def _round_off(dtype: torch.dtype) -> float:
 
 
 def _moved(
-    old: dict[str, Any], new: dict[str, Any], dtype: torch.dtype
+    old: dict[str, Any], new: dict[str, Any] | None, dtype: torch.dtype
 ) -> tuple[float, bool]:
     """Relative change of a measure, and whether it is a change at all."""
+    if new is None:
+        # The copy does not have the measure: a margin of zero, an overflow of paths.
+        return np.inf, True
     change = abs(new["value"] - old["value"])
     scale = max(abs(old["value"]), abs(new["value"]))
     allowed = (

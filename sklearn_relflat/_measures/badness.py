@@ -24,17 +24,60 @@ def has_accuracy(problem: Problem) -> bool:
     return integer or problem.view.loss.name in _CLASSIFICATION_LOSSES
 
 
+def labels_of(problem: Problem, y: Tensor, outputs: Tensor) -> Tensor | None:
+    """Classes of some samples as integers.
+
+    Parameters
+    ----------
+    problem : Problem
+        A classifier.
+    y : Tensor of shape (n, ...)
+        Targets as the loss takes them.
+    outputs : Tensor of shape (n, ...)
+        Raw outputs; one of a sample tells the classes 0 and 1 apart by its sign.
+
+    Returns
+    -------
+    labels : Tensor of shape (n,) or (n, *positions), or None
+        The most probable class where the targets are probabilities; None where a sample
+        has a label for each output.
+    """
+    n = len(outputs)
+    if outputs.numel() == n:
+        return (y.reshape(n) > 0.5).long()
+    if not y.is_floating_point():
+        return None if y.shape == outputs.shape else y
+    if problem.single_label or problem.view.loss.name == "cross_entropy":
+        return y.argmax(1)
+    return None
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """Targets of a batch, or an error that says that there are none."""
+    if batch.y is None:
+        raise ValueError(
+            "Expected y, the labels, got None. Pass y, or a data set that yields "
+            "(X, y)."
+        )
+    return batch.y
+
+
+def counted(problem: Problem, y: Tensor) -> Tensor:
+    """Which targets are not to be ignored, in the shape of y."""
+    if y.is_floating_point():
+        return torch.ones_like(y, dtype=torch.bool)
+    return y != getattr(problem.view.loss, "ignore_index", -100)
+
+
 def _hits(problem: Problem, y: Tensor, outputs: Tensor) -> Tensor:
     """Which predictions are right, (n,) or (n, *positions)."""
-    n = len(outputs)
-    if outputs.numel() == n:  # one output: its sign decides
-        return (outputs.reshape(n) > 0) == (y.reshape(n) > 0.5)
-    if not y.is_floating_point():
-        return outputs.argmax(1) == y
-    if problem.single_label or problem.view.loss.name == "cross_entropy":
-        return outputs.argmax(1) == y.argmax(1)
-    # Several labels per sample: all have to be right, as in accuracy_score.
-    return ((outputs > 0) == (y > 0.5)).flatten(1).all(1)
+    n, labels = len(outputs), labels_of(problem, y, outputs)
+    if labels is None:
+        # Several labels per sample: all have to be right, as in accuracy_score.
+        return ((outputs > 0) == (y > 0.5)).flatten(1).all(1)
+    if outputs.numel() == n:
+        return (outputs.reshape(n) > 0) == (labels > 0)
+    return outputs.argmax(1) == labels
 
 
 def errors(problem: Problem, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,21 +102,14 @@ def errors(problem: Problem, batch: Batch, outputs: Tensor) -> tuple[Tensor, Ten
     ValueError
         If there are no labels.
     """
-    y = batch.y
-    if y is None:
-        raise ValueError(
-            "Expected y, the labels, got None. Pass y, or a data set that yields "
-            "(X, y)."
-        )
-    n = len(outputs)
+    y, n = targets_of(batch), len(outputs)
     hits = _hits(problem, y, outputs).reshape(n, -1)
     # What has overflowed predicts nothing.
     hits &= torch.isfinite(outputs).reshape(n, -1).all(1, keepdim=True)
-    counted = torch.ones_like(hits)
+    kept = torch.ones_like(hits)
     if not y.is_floating_point():
-        ignored = y == getattr(problem.view.loss, "ignore_index", -100)
-        counted = ~ignored.reshape(n, -1)
-    return wide(~hits & counted).sum(1), wide(counted).sum(1)
+        kept = counted(problem, y).reshape(n, -1)
+    return wide(~hits & kept).sum(1), wide(kept).sum(1)
 
 
 def _error(problem: Problem, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:

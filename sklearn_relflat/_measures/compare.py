@@ -32,11 +32,14 @@ def compare_measures(
         Targets; None only where X is a data set that carries them.
     layers : sequence of str, default=None
         Layers to measure; "all" stands for all of them together. None is every layer
-        for what is cheap by layer (relative flatness, Hessian trace, weight norm), and
-        the whole network for the other measures.
+        for what is cheap by layer (relative flatness, Hessian trace, weight norm,
+        distances between classes and to the initialization), and the whole network for
+        the other measures.
     measures : sequence of str or dict of str to dict, default=None
         Names of measures, or a dict of their options by name. None is all that the
-        model has: PAC-Bayes flatness needs a classifier.
+        model has: PAC-Bayes flatness, margins and distances between classes need a
+        classifier, and what needs an option (`distance_to_initialization`) is named.
+        ``table.attrs["not_measured"]`` says why others are not there.
     loss : str, torch criterion or callable, default=None
         The loss; None is the one that the model was trained with.
     sample_weight : array-like of shape (n_samples,), default=None

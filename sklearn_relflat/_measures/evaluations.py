@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,17 +19,23 @@ from sklearn_relflat._curvature.quadratic_forms import (
 )
 from sklearn_relflat._layers.layers import WeightLayer
 from sklearn_relflat._layers.names import ALL_LAYERS, layer_names
+from sklearn_relflat._measures.average_sharpness import average_of
 from sklearn_relflat._measures.badness import has_accuracy
-from sklearn_relflat._measures.by_name import MEASURES
+from sklearn_relflat._measures.by_name import MEASURES, NEEDED_OPTIONS
+from sklearn_relflat._measures.class_distance import class_distance_of
+from sklearn_relflat._measures.distance_to_initialization import distance_of
 from sklearn_relflat._measures.hessian_trace import (
     form_values,
     sum_of_forms,
     trace_of,
 )
+from sklearn_relflat._measures.inverse_margin import inverse_margin_of
+from sklearn_relflat._measures.linf_sharpness import linf_of
 from sklearn_relflat._measures.max_eigenvalue import max_eigenvalue_of
-from sklearn_relflat._measures.measurement import Measurement
+from sklearn_relflat._measures.measurement import Measurement, UndefinedMeasureError
 from sklearn_relflat._measures.norms import fisher_rao_of, weight_norm_of
 from sklearn_relflat._measures.pac_bayes import pac_bayes_of
+from sklearn_relflat._measures.path_norm import is_whole, path_norm_of
 from sklearn_relflat._measures.sharpness import asam_of, sam_of
 
 Cell = tuple[str, str]
@@ -36,21 +43,37 @@ Cell = tuple[str, str]
 # Measures whose forms share one pass over the data.
 _CURVATURE = ("relative_flatness", "relative_flatness_std", "hessian_trace")
 _CURVATURE_OPTIONS = ("curvature", "method", "rtol")
+_CLASS_DISTANCE = "class_distance_normalized_variance"
 # What is cheap enough, or only defined, layer by layer.
-_LAYERWISE = (*_CURVATURE, "weight_norm")
-# Definition 3 is about one layer.
-_ONE_LAYER = ("relative_flatness", "relative_flatness_std")
+_LAYERWISE = (
+    *_CURVATURE,
+    "weight_norm",
+    "distance_to_initialization",
+    _CLASS_DISTANCE,
+)
+# Definition 3 is about one layer, and features are those of one.
+_ONE_LAYER = ("relative_flatness", "relative_flatness_std", _CLASS_DISTANCE)
+# Paths go through all layers.
+_WHOLE = ("path_norm",)
 
 _SINGLE: dict[str, Callable[..., Measurement]] = {
     "hessian_max_eigenvalue": max_eigenvalue_of,
     "fisher_rao_norm": fisher_rao_of,
     "pac_bayes_flatness": pac_bayes_of,
-    "pac_bayes_flatness_magnitude": lambda problem, **options: pac_bayes_of(
-        problem, magnitude_aware=True, **options
-    ),
+    "pac_bayes_flatness_magnitude": partial(pac_bayes_of, magnitude_aware=True),
     "weight_norm": weight_norm_of,
     "sam_sharpness": sam_of,
     "asam_sharpness": asam_of,
+    "linf_sharpness": linf_of,
+    "linf_sharpness_magnitude": partial(linf_of, magnitude_aware=True),
+    "average_sharpness": average_of,
+    "average_sharpness_magnitude": partial(average_of, magnitude_aware=True),
+    "inverse_margin": inverse_margin_of,
+    "inverse_margin_spectral": partial(inverse_margin_of, norm="spectral"),
+    "inverse_margin_frobenius": partial(inverse_margin_of, norm="frobenius"),
+    "path_norm": path_norm_of,
+    _CLASS_DISTANCE: class_distance_of,
+    "distance_to_initialization": distance_of,
 }
 
 
@@ -62,7 +85,7 @@ def measure_options(
     Parameters
     ----------
     measures : sequence of str, dict of str to dict, or None
-        Names of measures, options by name, or None for all.
+        Names of measures, options by name, or None for all that need no options.
 
     Returns
     -------
@@ -81,7 +104,9 @@ def measure_options(
             f"Expected measures to be a list of names, got the string {measures!r}. "
             f"Pass [{measures!r}]."
         )
-    names = MEASURES if measures is None else measures
+    names: Any = measures
+    if measures is None:
+        names = [name for name in MEASURES if name not in NEEDED_OPTIONS]
     unknown = [name for name in names if name not in MEASURES]
     if unknown:
         raise ValueError(
@@ -95,17 +120,7 @@ def measure_options(
             )
     options = {name: dict(given.get(name, {})) for name in names}
     for name in set(_SINGLE) & set(options):
-        known = {
-            key
-            for key, parameter in inspect.signature(MEASURES[name]).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        } - {"layer", "loss", "sample_weight", "random_state"}
-        wrong = sorted(set(options[name]) - known)
-        if wrong:
-            raise ValueError(
-                f"Expected the options of {name!r} to be some of {sorted(known)}, got "
-                f"{wrong!r}."
-            )
+        _check_single(name, options[name])
     for name in set(_CURVATURE) & set(options):
         wrong = sorted(set(options[name]) - set(_CURVATURE_OPTIONS))
         if wrong:
@@ -115,6 +130,27 @@ def measure_options(
                 "for its other options."
             )
     return options
+
+
+def _check_single(name: str, options: dict[str, Any]) -> None:
+    """Raise where the options of a measure are not those of its function."""
+    known = {
+        key
+        for key, parameter in inspect.signature(MEASURES[name]).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    } - {"layer", "loss", "sample_weight", "random_state"}
+    wrong = sorted(set(options) - known)
+    if wrong:
+        raise ValueError(
+            f"Expected the options of {name!r} to be some of {sorted(known)}, got "
+            f"{wrong!r}."
+        )
+    for needed in NEEDED_OPTIONS.get(name, ()):
+        if needed not in options:
+            raise ValueError(
+                f"Expected the option {needed!r} of {name!r}, got {options!r}. Pass "
+                f"measures={{{name!r}: {{{needed!r}: ...}}}}."
+            )
 
 
 def evaluate(
@@ -147,7 +183,8 @@ def evaluate(
     rows : list of dict
         One per measure and layer.
     not_measured : dict of str to str
-        Why layers have no relative flatness, by name.
+        Why layers have no relative flatness, by name, and which measures the model does
+        not have.
 
     Raises
     ------
@@ -182,7 +219,8 @@ def evaluate(
             for measure in options
             for layer in _layers_for(measure, layers, problem)
         ]
-        return _rows(problem, cells, options), problem.refusals
+        rows, undefined = _rows(problem, cells, options, automatic=automatic)
+        return rows, problem.refusals | undefined
 
 
 def _layers_for(
@@ -202,7 +240,7 @@ def _layers_for(
         names = [
             name if name == ALL_LAYERS else _own_name(problem, name) for name in layers
         ]
-    if layers is None:
+    if layers is None or measure in _WHOLE:
         names = [name for name in names if _is_defined(measure, name, problem)]
     elif measure in _ONE_LAYER:
         names = [name for name in names if name != ALL_LAYERS]
@@ -217,6 +255,8 @@ def _layers_for(
 
 def _is_defined(measure: str, layer: str, problem: Problem) -> bool:
     """Whether a measure exists for a layer, or for all of them."""
+    if measure in _WHOLE:
+        return is_whole(problem.narrowed(layer))
     sound = layer in problem.layers and layer not in problem.refusals
     return sound or measure not in _ONE_LAYER
 
@@ -228,9 +268,37 @@ def _own_name(problem: Problem, name: str) -> str:
 
 
 def _rows(
-    problem: Problem, cells: list[Cell], options: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Evaluate all cells, those that can share a pass together."""
+    problem: Problem,
+    cells: list[Cell],
+    options: dict[str, dict[str, Any]],
+    *,
+    automatic: bool,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Evaluate all cells, those that can share a pass together.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model and its data.
+    cells : list of tuple of (str, str)
+        Measures and layers.
+    options : dict of str to dict
+        Options by the name of the measure.
+    automatic : bool
+        Whether what the model does not have is left out.
+
+    Returns
+    -------
+    rows : list of dict
+        Those of the table.
+    undefined : dict of str to str
+        Why measures were left out.
+
+    Raises
+    ------
+    UndefinedMeasureError
+        If the model does not have a measure that was asked for.
+    """
     groups: list[list[Cell]] = []
     shared: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
@@ -244,17 +312,16 @@ def _rows(
             groups.append(shared.setdefault(key, []))
         shared[key].append(cell)
     found: dict[Cell, dict[str, Any]] = {}
+    undefined: dict[str, str] = {}
     for number, group in enumerate(groups):
         start, read = time.perf_counter(), problem.source.n_passes
-        chosen = options[group[0][0]]
-        first = problem.narrowed(group[0][1])
-        if group[0][0] in _CURVATURE and not first.forms_suffice:
-            results = [trace_of(first, **chosen)]
-        elif group[0][0] in _CURVATURE:
-            results = _curvature_cells(problem, group, chosen)
-        else:
-            measure = group[0][0]
-            results = [_SINGLE[measure](first, **chosen)]
+        try:
+            results = _group_results(problem, group, options[group[0][0]])
+        except UndefinedMeasureError as error:
+            if not automatic:
+                raise
+            undefined[" of ".join(group[0])] = str(error)
+            continue
         cost = {
             "seconds": time.perf_counter() - start,
             "passes": problem.source.n_passes - read,
@@ -270,7 +337,20 @@ def _rows(
                 "method": result.method,
                 **cost,
             }
-    return [found[cell] for cell in cells]
+    return [found[cell] for cell in cells if cell in found], undefined
+
+
+def _group_results(
+    problem: Problem, group: list[Cell], options: dict[str, Any]
+) -> list[Measurement]:
+    """Evaluate cells that share their passes."""
+    measure, layer = group[0]
+    first = problem.narrowed(layer)
+    if measure not in _CURVATURE:
+        return [_SINGLE[measure](first, **options)]
+    if not first.forms_suffice:
+        return [trace_of(first, **options)]
+    return _curvature_cells(problem, group, options)
 
 
 def _curvature_cells(

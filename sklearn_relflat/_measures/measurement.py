@@ -13,6 +13,10 @@ from sklearn_relflat._results.result import NumberResult
 from sklearn_relflat._results.words import number
 
 
+class UndefinedMeasureError(ValueError):
+    """A measure that this model does not have, for example a margin without a class."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement(NumberResult):
     """One measure of a fitted model, with how it was obtained.

@@ -18,6 +18,7 @@ from sklearn_relflat._curvature.problem import (
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.kinds import computes_by_kind
 from sklearn_relflat._layers.names import ALL_LAYERS
+from sklearn_relflat._measures.matrices import SQUARED_NORMS, weight_matrices
 from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.weight_space import WeightSpace
 
@@ -335,10 +336,5 @@ def weight_norm(
 
 def weight_norm_of(problem: Problem) -> Measurement:
     """Squared norm of an open problem's weights; see `weight_norm`."""
-    value = sum(
-        sum(float(wide(p.detach()).square().sum()) for p in part.values())
-        if part
-        else float(wide(problem.layers[name].weight).square().sum())
-        for name, part in problem.weights.items()
-    )
+    value = sum(SQUARED_NORMS["frobenius"](w) for w in weight_matrices(problem))
     return measured(problem, "weight_norm", value, method="exact")

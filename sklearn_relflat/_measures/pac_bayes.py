@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import bisect
 
-from sklearn_relflat._curvature.linearization import wide
 from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._measures.badness import METRICS, has_accuracy
 from sklearn_relflat._measures.measurement import Measurement, measured
-from sklearn_relflat._measures.weight_space import Point, WeightSpace
+from sklearn_relflat._measures.noise import Noise, check_n_draws
+from sklearn_relflat._measures.weight_space import WeightSpace
 
 # Noise beyond this many times the size of the weights leaves nothing of the weights.
 _MAX_DOUBLINGS = 10
@@ -150,7 +148,7 @@ def pac_bayes_of(
 ) -> Measurement:
     """PAC-Bayes flatness of an open problem; see `pac_bayes_flatness`."""
     _check_options(problem, metric, drop, n_draws, rtol)
-    noise = _Noise(problem, metric, magnitude_aware, n_draws)
+    noise = Noise(WeightSpace(problem), metric, magnitude_aware, n_draws)
     loss_before, badness_before = noise.at_weights()
     search = _Search(noise.badness, badness_before + drop, rtol)
     log_low, log_high = search.bracket(noise.unit())
@@ -185,10 +183,7 @@ def _check_options(
             f"Expected a drop in accuracy of less than 1, got {drop!r}. It is a "
             "fraction: 0.1 for ten percentage points."
         )
-    if not (isinstance(n_draws, Integral) and n_draws >= 2):
-        raise ValueError(
-            f"Expected n_draws to be an integer of at least 2, got {n_draws!r}."
-        )
+    check_n_draws(n_draws)
     if not 0 < rtol < 1:
         raise ValueError(f"Expected rtol to be between 0 and 1, got {rtol!r}.")
     if metric == "accuracy" and not has_accuracy(problem):
@@ -197,84 +192,6 @@ def _check_options(
             f"{problem.view.estimator_name} with the loss {problem.view.loss.name!r}. "
             'Pass metric="loss" and, as drop, by how much the mean loss may rise.'
         )
-
-
-class _Noise:
-    """Badness (error or mean loss) of the model under noise of any size."""
-
-    def __init__(
-        self, problem: Problem, metric: str, magnitude_aware: bool, n_draws: int
-    ) -> None:
-        self.problem = problem
-        self.metric = metric
-        self.space = WeightSpace(problem)
-        self.axes: Point | None = None
-        if magnitude_aware:
-            self.axes = {name: w.abs() for name, w in self.space.weights.items()}
-        generator = problem.generator()
-        self.seeds = torch.randint(
-            2**62, (int(n_draws),), generator=generator, device=generator.device
-        ).tolist()
-
-    def unit(self) -> float:
-        """Return the standard deviation of noise as large as the weights."""
-        if self.axes is not None:
-            return 1.0
-        squares = sum(
-            float(wide(w).square().sum()) for w in self.space.weights.values()
-        )
-        return math.sqrt(squares / self.space.n_weights) or 1.0
-
-    def at_weights(self) -> tuple[float, float]:
-        """Mean loss and badness without noise."""
-        (loss,) = self._averages("loss", [self.space.weights])
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"Expected a finite mean loss, got {loss!r}. Check the targets, or "
-                "train a model that does not diverge."
-            )
-        if self.metric == "loss":
-            return loss, loss
-        return loss, self._averages(self.metric, [self.space.weights])[0]
-
-    def badness(self, sigma: float) -> np.ndarray:
-        """Badness under every draw of the noise, (n_draws,)."""
-        # Draws of an output layer are small, and share the pass that finds its
-        # features. Elsewhere one draw at a time is kept in memory.
-        size = len(self.seeds) if self.space.is_output_layer else 1
-        values: list[float] = []
-        for start in range(0, len(self.seeds), size):
-            seeds = self.seeds[start : start + size]
-            points = [self._draw(seed, sigma) for seed in seeds]
-            values += self._averages(self.metric, points)
-        return np.array(values)
-
-    def _draw(self, seed: int, sigma: float) -> Point:
-        """Perturbed weights. A seed instead of the noise itself saves its memory."""
-        generator = torch.Generator(device=self.problem.view.device).manual_seed(seed)
-        noise = self.space.normal(generator)
-        if self.axes is not None:
-            noise = {name: u * self.axes[name] for name, u in noise.items()}
-        return self.space.moved({name: sigma * u for name, u in noise.items()})
-
-    def _averages(self, metric: str, points: list[Point]) -> list[float]:
-        """Badness at each of some points, from one pass over the data."""
-        totals, count = [0.0] * len(points), 0.0
-        with torch.no_grad():
-            for batch in self.problem.source:
-                outputs = self.space.outputs_at(batch)
-                for j, point in enumerate(points):
-                    part, n = METRICS[metric](self.problem, batch, outputs(point))
-                    totals[j] += float(part)
-                count += float(n)
-        if metric == "loss":
-            return [total / self.problem.denominator(count) for total in totals]
-        if not count > 0:
-            raise ValueError(
-                "Expected samples with a positive total weight, got 0.0: every sample "
-                "is ignored or has weight zero. Check sample_weight and ignore_index."
-            )
-        return [total / count for total in totals]
 
 
 # ---------------------------------------------------------------------------

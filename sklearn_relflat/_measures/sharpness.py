@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 from sklearn_relflat._curvature.problem import Problem, open_problem
-from sklearn_relflat._measures.measurement import Measurement, measured
-from sklearn_relflat._measures.weight_space import Point, WeightSpace, dot
+from sklearn_relflat._measures.ascent import Ascent
+from sklearn_relflat._measures.measurement import Measurement
 
 
 def sam_sharpness(
@@ -21,6 +19,8 @@ def sam_sharpness(
     loss: Any = None,
     rho: float = 0.05,
     n_steps: int = 1,
+    m: int | None = None,
+    normalize_logits: bool = False,
     sample_weight: Any = None,
     random_state: Any = None,
 ) -> Measurement:
@@ -44,6 +44,12 @@ def sam_sharpness(
     n_steps : int, default=1
         Steps of projected gradient ascent. One step is the perturbation of SAM, to the
         surface of the ball along the gradient of the whole sample.
+    m : int, default=None
+        None is the worst case of the whole sample. A number makes it m-sharpness: the
+        mean over batches of m consecutive samples, each with a worst case of its own.
+        Shuffle samples that are sorted.
+    normalize_logits : bool, default=False
+        Whether the loss is that of logits without their scale, see `average_sharpness`.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples.
     random_state : int, RandomState instance or None, default=None
@@ -63,6 +69,8 @@ def sam_sharpness(
     See Also
     --------
     asam_sharpness : The same, in a ball that scales with the weights.
+    linf_sharpness : The same, in a cube.
+    average_sharpness : The mean over Gaussian noise instead of the worst case.
 
     Notes
     -----
@@ -71,10 +79,17 @@ def sam_sharpness(
     zero and its direction means little: take several steps there, which turn towards
     the direction of the largest curvature.
 
+    With batches B of m samples [1]_ [2]_ the value is the mean over B, weighted by what
+    their losses are divided by, of ``max_{||e|| <= rho} E_B(w + e) - E_B(w)``, or the
+    sum if the criterion sums its losses. A batch has a gradient of its own, also at a
+    minimum of E.
+
     References
     ----------
     .. [1] P. Foret, A. Kleiner, H. Mobahi, B. Neyshabur, "Sharpness-Aware Minimization
        for Efficiently Improving Generalization", ICLR 2021, equation 2.
+    .. [2] M. Andriushchenko, F. Croce, M. Mueller, M. Hein, N. Flammarion, "A Modern
+       Look at the Relationship between Sharpness and Generalization", ICML 2023.
 
     Examples
     --------
@@ -101,14 +116,22 @@ def sam_sharpness(
         random_state=random_state,
         trusted=False,
     ) as problem:
-        return sam_of(problem, rho=rho, n_steps=n_steps)
+        return sam_of(
+            problem, rho=rho, n_steps=n_steps, m=m, normalize_logits=normalize_logits
+        )
 
 
-def sam_of(problem: Problem, *, rho: float = 0.05, n_steps: int = 1) -> Measurement:
+def sam_of(
+    problem: Problem,
+    *,
+    rho: float = 0.05,
+    n_steps: int = 1,
+    m: int | None = None,
+    normalize_logits: bool = False,
+) -> Measurement:
     """SAM sharpness of an open problem; see `sam_sharpness`."""
-    return _sharpness(
-        problem, "sam_sharpness", adaptive=False, rho=rho, n_steps=n_steps
-    )
+    ascent = Ascent("l2", False, rho, n_steps, m)
+    return ascent.rise(problem, "sam_sharpness", normalize_logits=normalize_logits)
 
 
 def asam_sharpness(
@@ -120,6 +143,8 @@ def asam_sharpness(
     loss: Any = None,
     rho: float = 0.5,
     n_steps: int = 1,
+    m: int | None = None,
+    normalize_logits: bool = False,
     sample_weight: Any = None,
     random_state: Any = None,
 ) -> Measurement:
@@ -142,6 +167,12 @@ def asam_sharpness(
         Radius of the ball, without unit: relative to the weights.
     n_steps : int, default=1
         Steps of projected gradient ascent.
+    m : int, default=None
+        None is the worst case of the whole sample. A number makes it m-sharpness: the
+        mean over batches of m consecutive samples, each with a worst case of its own.
+        Shuffle samples that are sorted.
+    normalize_logits : bool, default=False
+        Whether the loss is that of logits without their scale, see `average_sharpness`.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples.
     random_state : int, RandomState instance or None, default=None
@@ -160,6 +191,7 @@ def asam_sharpness(
     See Also
     --------
     sam_sharpness : The same in a round ball.
+    linf_sharpness : With ``magnitude_aware=True``, the same in the sup norm.
 
     Notes
     -----
@@ -198,66 +230,19 @@ def asam_sharpness(
         random_state=random_state,
         trusted=False,
     ) as problem:
-        return asam_of(problem, rho=rho, n_steps=n_steps)
+        return asam_of(
+            problem, rho=rho, n_steps=n_steps, m=m, normalize_logits=normalize_logits
+        )
 
 
-def asam_of(problem: Problem, *, rho: float = 0.5, n_steps: int = 1) -> Measurement:
-    """ASAM sharpness of an open problem; see `asam_sharpness`."""
-    return _sharpness(
-        problem, "asam_sharpness", adaptive=True, rho=rho, n_steps=n_steps
-    )
-
-
-def _sharpness(
-    problem: Problem, measure: str, *, adaptive: bool, rho: float, n_steps: int
+def asam_of(
+    problem: Problem,
+    *,
+    rho: float = 0.5,
+    n_steps: int = 1,
+    m: int | None = None,
+    normalize_logits: bool = False,
 ) -> Measurement:
-    """Rise of the risk in a ball, in coordinates in which the ball is round."""
-    if not (rho > 0 and math.isfinite(rho)):
-        raise ValueError(f"Expected rho to be a positive number, got {rho!r}.")
-    if not (isinstance(n_steps, Integral) and n_steps > 0):
-        raise ValueError(f"Expected n_steps to be a positive integer, got {n_steps!r}.")
-    space = WeightSpace(problem)
-    axes = {name: w.abs() for name, w in space.weights.items()} if adaptive else None
-    base, gradient = space.gradient(space.weights)
-    top = base
-    # In units of rho: the ball has radius one.
-    step = space.zeros()
-    for k in range(n_steps):
-        step = _ascend(space, step, _times(gradient, axes))
-        scaled = {name: rho * s for name, s in _times(step, axes).items()}
-        point = space.moved(_narrow(space, scaled))
-        if k == n_steps - 1:
-            risk = space.risk(point)
-        else:
-            risk, gradient = space.gradient(point)
-        top = max(top, risk)
-    return measured(
-        problem,
-        measure,
-        top - base,
-        method="one_step" if n_steps == 1 else "projected_ascent",
-        mean_loss=base,
-    )
-
-
-def _ascend(space: WeightSpace, step: Point, gradient: Point) -> Point:
-    """One step of length one along the gradient, projected onto the unit ball."""
-    norm = math.sqrt(dot(gradient, gradient))
-    if norm == 0:
-        gradient = space.normal(space.problem.generator())
-        norm = math.sqrt(dot(gradient, gradient))
-    step = {name: s + gradient[name] / norm for name, s in step.items()}
-    length = max(1.0, math.sqrt(dot(step, step)))
-    return {name: s / length for name, s in step.items()}
-
-
-def _times(point: Point, axes: Point | None) -> Point:
-    """Point times the axes of the ball."""
-    return (
-        point if axes is None else {name: p * axes[name] for name, p in point.items()}
-    )
-
-
-def _narrow(space: WeightSpace, point: Point) -> Point:
-    """Point in the dtype of the weights."""
-    return {name: p.to(space.weights[name].dtype) for name, p in point.items()}
+    """ASAM sharpness of an open problem; see `asam_sharpness`."""
+    ascent = Ascent("l2", True, rho, n_steps, m)
+    return ascent.rise(problem, "asam_sharpness", normalize_logits=normalize_logits)

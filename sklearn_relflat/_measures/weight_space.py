@@ -8,8 +8,9 @@ sums over samples are taken in float64 where the device has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_relflat._curvature.linearization import wide
-from sklearn_relflat._curvature.problem import Problem, risk_of
-from sklearn_relflat._data.batches import Batch
+from sklearn_relflat._curvature.problem import CountedBatches, Problem, risk_of
+from sklearn_relflat._data.batches import Batch, HeldBatches, groups
 from sklearn_relflat._data.inputs import is_finite
 from sklearn_relflat._layers.autograd_graph import has_undefined_derivative
 from sklearn_relflat._layers.capture import capture
 from sklearn_relflat._layers.kinds import how_to_remove
 from sklearn_relflat._losses.torch_errors import raise_out_of_memory
+from sklearn_relflat._measures.logits import check_normalizable, normalized
 from sklearn_relflat._measures.reach import check_reach
 from sklearn_relflat._models.torch_model import TorchModel
 
@@ -119,6 +121,8 @@ class WeightSpace:
     ----------
     problem : Problem
         The model, its data and its layers.
+    normalize_logits : bool, default=False
+        Whether the risk is that of normalized logits.
 
     Attributes
     ----------
@@ -133,8 +137,11 @@ class WeightSpace:
         If a weight shares its memory with something else.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, normalize_logits: bool = False) -> None:
+        if normalize_logits:
+            check_normalizable(problem)
         self.problem = problem
+        self._normalize_logits = normalize_logits
         self._forward = _Forward(problem.view)
         weights = problem.weights
         for name, part in weights.items():
@@ -174,11 +181,16 @@ class WeightSpace:
         return sum(w.numel() for w in self.weights.values())
 
     def outputs(self, point: Point, inputs: Any) -> Tensor:
-        """Raw outputs of the model with other weights."""
-        return torch.func.functional_call(self._forward, point, (inputs,))
+        """Return the outputs of the model with other weights."""
+        raw = torch.func.functional_call(self._forward, point, (inputs,))
+        return self._finished(raw)
+
+    def _finished(self, outputs: Tensor) -> Tensor:
+        """Raw outputs, or what becomes of them before the loss."""
+        return normalized(outputs) if self._normalize_logits else outputs
 
     def outputs_at(self, batch: Batch) -> Callable[[Point], Tensor]:
-        """Prepare the raw outputs of one batch as a function of the weights.
+        """Prepare the outputs of one batch as a function of the weights.
 
         Parameters
         ----------
@@ -188,7 +200,7 @@ class WeightSpace:
         Returns
         -------
         outputs : callable
-            Maps a point to raw outputs. Where the output layer alone is measured, the
+            Maps a point to outputs. Where the output layer alone is measured, the
             network runs once, and each call is one product with its features.
         """
         if not self.is_output_layer:
@@ -205,7 +217,8 @@ class WeightSpace:
             """Multiply the features by other weights."""
             (weight,) = point.values()
             z = phi @ weight.flatten(1).T
-            return (z if bias is None else z + bias.detach()).reshape(shape)
+            z = z if bias is None else z + bias.detach()
+            return self._finished(z.reshape(shape))
 
         return outputs
 
@@ -229,18 +242,45 @@ class WeightSpace:
             )
         return total, float((weight * denominator).sum())
 
+    def parts(self, size: int) -> Iterator[WeightSpace]:
+        """Spaces of the same weights and consecutive samples, a few at a time."""
+        self.check_reached()
+        for group in groups(self.problem.source, size):
+            part = copy.copy(self)
+            source = CountedBatches(HeldBatches(group))
+            part.problem = replace(self.problem, source=source)
+            yield part
+
     def risk(self, point: Point) -> float:
         """Empirical risk at a point."""
+        total, denominator = self.totals(point)
+        return total / self.problem.denominator(denominator)
+
+    def totals(self, point: Point) -> tuple[float, float]:
+        """Sum of the losses at a point, and of what it is divided by."""
         total, denominator = 0.0, 0.0
         with torch.no_grad():
             for batch in self.problem.source:
                 part, part_denominator = self._chunk_risk(point, batch)
                 total += float(part.detach())
                 denominator += part_denominator
-        return total / self.problem.denominator(denominator)
+        return total, denominator
 
-    def gradient(self, point: Point) -> tuple[float, Point]:
-        """Empirical risk at a point and its gradient, in the dtype for sums."""
+    def gradient(self, point: Point) -> tuple[float, float, Point]:
+        """Sum of the losses at a point, what it is divided by, and its gradient.
+
+        Parameters
+        ----------
+        point : dict of str to Tensor
+            The weights.
+
+        Returns
+        -------
+        total, denominator : float
+            The empirical risk is their quotient, or the first for a sum.
+        gradient : dict of str to Tensor
+            Gradient of the total, in the dtype for sums.
+        """
         self.check_reached()
         total, denominator = 0.0, 0.0
         sums = self.zeros()
@@ -254,8 +294,7 @@ class WeightSpace:
             for name, gradient in gradients.items():
                 sums[name] += gradient
         self.check_finite(sums, "first", point)
-        scale = self.problem.denominator(denominator)
-        return total / scale, {name: g / scale for name, g in sums.items()}
+        return total, denominator, sums
 
     def slopes(self, batch: Batch) -> Slopes:
         """Gradient of a chunk's risk at the model's own weights, with its graph."""

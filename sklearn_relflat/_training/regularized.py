@@ -148,7 +148,8 @@ class FlatnessRegularized(_Net):
     flatness_weight : float, default=0.0
         The weight :math:`\lambda`. For the expected rise of the loss under random
         perturbations of the features of relative size delta it is
-        ``delta**2 / (2 * n_features)`` (Theorem 5).
+        ``delta**2 / (2 * n_features)`` (Theorem 5). A negative weight trains away from
+        flat minima, to test whether flatness is necessary.
     **kwargs : dict
         Passed to the net.
 
@@ -163,6 +164,10 @@ class FlatnessRegularized(_Net):
     mode, with the features after dropout. The module has to end in a linear layer, up
     to the link of the criterion, and the criterion to be one of torch's that are twice
     differentiable.
+
+    With a negative weight the objective may have no minimum: the squared loss and its
+    :math:`\kappa` are both quadratic in the weights. Keep the weight small, and stop by
+    the loss without the penalty.
 
     References
     ----------
@@ -212,11 +217,11 @@ class FlatnessRegularized(_Net):
         Raises
         ------
         ValueError
-            If `flatness_weight` is not a finite number of at least zero.
+            If `flatness_weight` is not a finite number.
         """
-        if not 0 <= self.flatness_weight < np.inf:
+        if not np.isfinite(self.flatness_weight):
             raise ValueError(
-                "Expected flatness_weight to be a finite number of at least 0, got "
+                "Expected flatness_weight to be a finite number, got "
                 f"{self.flatness_weight!r}."
             )
         self.output_layer_: str | None = None

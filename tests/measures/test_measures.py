@@ -15,12 +15,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from sklearn_relflat import list_layers, relative_flatness
+from sklearn_relflat._measures.average_sharpness import average_sharpness
 from sklearn_relflat._measures.by_name import MEASURES
 from sklearn_relflat._measures.hessian_trace import hessian_trace
+from sklearn_relflat._measures.linf_sharpness import linf_sharpness
 from sklearn_relflat._measures.max_eigenvalue import hessian_max_eigenvalue
 from sklearn_relflat._measures.norms import fisher_rao_norm, weight_norm
 from sklearn_relflat._measures.pac_bayes import pac_bayes_flatness
 from sklearn_relflat._measures.sharpness import asam_sharpness, sam_sharpness
+from sklearn_relflat._models.view import lossless_view
 from tests.cases import CASES, Case, sequential
 from tests.measure_oracles import fisher_rao, joint_hessian, risk_at, same, snapshot
 
@@ -48,19 +51,42 @@ SELECTIONS = [
 ]
 selections = pytest.mark.parametrize(("name", "layer"), SELECTIONS)
 
-# Every measure with options that make it cheap and applicable.
-CHEAP = {
-    name: functools.partial(measure, random_state=0, n_draws=2)
-    if "pac_bayes" in name
-    else measure
-    for name, measure in MEASURES.items()
-}
+
+def is_sampled(name):
+    return name.startswith(("pac_bayes", "average"))
+
+
+def cheap(name, measure):
+    """A measure with options that make it cheap and applicable."""
+    if is_sampled(name):
+        return functools.partial(measure, random_state=0, n_draws=2)
+    if name.startswith("inverse_margin"):
+        # Nets that are not trained are right about one of the samples.
+        return functools.partial(measure, quantile=0.99)
+    if name == "distance_to_initialization":
+        return lambda model, *data, **options: measure(
+            model, *data, **options, initial=zeros_like(model)
+        )
+    return measure
+
+
+def zeros_like(model):
+    """State of a model before training, if that were zero."""
+    return {
+        name: torch.zeros_like(parameter)
+        for name, parameter in lossless_view(model).module.named_parameters()
+    }
+
+
+CHEAP = {name: cheap(name, measure) for name, measure in MEASURES.items()}
 every_measure = pytest.mark.parametrize("name", list(MEASURES))
 PERTURBING = {
     "hessian_max_eigenvalue": hessian_max_eigenvalue,
     "pac_bayes_flatness": pac_bayes_flatness,
     "sam_sharpness": sam_sharpness,
     "asam_sharpness": asam_sharpness,
+    "linf_sharpness": linf_sharpness,
+    "average_sharpness": functools.partial(average_sharpness, n_draws=2),
 }
 every_perturbing = pytest.mark.parametrize("name", list(PERTURBING))
 
@@ -172,7 +198,12 @@ def test_sample_weight_repeats_samples(name):
         "fisher_rao_norm",
         "sam_sharpness",
         "asam_sharpness",
+        "linf_sharpness",
+        "average_sharpness",
         "pac_bayes_flatness",
+        "inverse_margin",
+        "inverse_margin_spectral",
+        "class_distance_normalized_variance",
     ):
         weighted = CHEAP[name](case.fitted(), X, y, sample_weight=counts.numpy())
         plain = CHEAP[name](case.fitted(), X[repeated], y[repeated])
@@ -401,7 +432,10 @@ def test_not_finite_X(name, mlp, iris):
         CHEAP[name](mlp, X, y)
 
 
-@pytest.mark.parametrize("name", sorted(set(MEASURES) - {"weight_norm"}))
+WITHOUT_Y = {"weight_norm", "path_norm", "distance_to_initialization"}
+
+
+@pytest.mark.parametrize("name", sorted(set(MEASURES) - WITHOUT_Y))
 def test_needs_y(name, mlp, iris):
     with pytest.raises(ValueError, match="Expected y"):
         CHEAP[name](mlp, iris[0])
@@ -526,5 +560,5 @@ def test_gpu(name):
     expected = CHEAP[name](here, X, y).value
     value = CHEAP[name](there, X, y).value
     # Other random numbers on another device.
-    if "pac_bayes" not in name:
+    if not is_sampled(name):
         assert value == pytest.approx(expected, rel=1e-8)

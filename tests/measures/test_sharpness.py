@@ -1,16 +1,20 @@
-"""SAM and ASAM sharpness against gradients written out, and against exact maxima."""
+"""Worst-case sharpness against gradients written out, and against exact maxima."""
+
+import functools
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
-from sklearn.datasets import load_diabetes
-from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 
 from sklearn_relflat import list_layers
+from sklearn_relflat._measures.linf_sharpness import linf_sharpness
 from sklearn_relflat._measures.sharpness import asam_sharpness, sam_sharpness
 from tests.cases import CASES
-from tests.measure_oracles import risk_at
+from tests.measure_oracles import normalized_risk_at, risk_at
 
 BY_ID = {case.id: case for case in CASES}
 SELECTIONS = [
@@ -64,7 +68,203 @@ def test_adaptive_step(name, layer):
     assert result.value == pytest.approx(expected, rel=1e-8)
 
 
-@pytest.mark.parametrize("measure", [sam_sharpness, asam_sharpness])
+@selections
+def test_step_to_a_corner_of_the_cube(name, layer):
+    net, X, y, risk, w = problem(name, layer)
+    signs = torch.func.grad(risk)(w).sign()
+    for axes, options in (
+        (torch.ones_like(w), {}),
+        (w.abs(), {"magnitude_aware": True}),
+    ):
+        rise = float(risk(w + 0.01 * axes * signs).detach() - risk(w).detach())
+        result = linf_sharpness(net, X, y, layer=layer, rho=0.01, **options)
+        assert result.method == "magnitude_aware_" * bool(options) + "one_step"
+        assert result.value == pytest.approx(max(rise, 0.0), rel=1e-8)
+        assert result.mean_loss == pytest.approx(float(risk(w).detach()), rel=1e-12)
+
+
+def climbed(risk, w, axes, rho, n_steps, norm):
+    """Largest rise on a path of projected steps, in the coordinates of the ball."""
+    e, best = torch.zeros_like(w), float(risk(w).detach())
+    start = best
+    for _ in range(n_steps):
+        slope = axes * torch.func.grad(risk)(w + rho * axes * e).detach()
+        if norm == "linf":
+            e = (e + slope.sign()).clamp(-1, 1)
+        else:
+            e = e + slope / slope.norm()
+            e = e / max(1.0, float(e.norm()))
+        best = max(best, float(risk(w + rho * axes * e).detach()))
+    return best - start
+
+
+PATHS = [
+    (sam_sharpness, "l2", False),
+    (asam_sharpness, "l2", True),
+    (linf_sharpness, "linf", False),
+    (functools.partial(linf_sharpness, magnitude_aware=True), "linf", True),
+]
+paths = pytest.mark.parametrize(("measure", "norm", "adaptive"), PATHS)
+
+
+@paths
+@pytest.mark.parametrize("name", ["relu", "tanh", "conv2d", "weights"])
+def test_several_steps(measure, norm, adaptive, name):
+    net, X, y, risk, w = problem(name, "all")
+    axes = w.abs() if adaptive else torch.ones_like(w)
+    expected = climbed(risk, w, axes, 0.05, 4, norm)
+    result = measure(net, X, y, layer="all", rho=0.05, n_steps=4)
+    assert result.value == pytest.approx(expected, rel=1e-8)
+
+
+def mass_of(case, y):
+    """What torch's criterion divides the sum of losses by."""
+    if "weight" in case.options:
+        return float(case.options["weight"][y].sum())
+    if "ignore_index" in case.options:
+        return float((y != case.options["ignore_index"]).sum())
+    return len(y)
+
+
+@paths
+@pytest.mark.parametrize("m", [1, 3, 100])
+@pytest.mark.parametrize("name", ["relu", "weights", "conv2d", "sum", "ignore"])
+def test_m_sharpness(measure, norm, adaptive, m, name):
+    """Each batch of m samples has a worst case of its own; the batches of the net."""
+    case = BY_ID[name]
+    net, (X, y) = case.fitted(batch_size=4), case.data()
+    rises, masses, losses = [], [], []
+    for start in range(0, len(X), m):
+        part = slice(start, start + m)
+        mass = mass_of(case, y[part])
+        if not mass:
+            continue
+        risk, w = risk_at(case, net, list_layers(net), X[part], y[part])
+        axes = w.abs() if adaptive else torch.ones_like(w)
+        rises.append(climbed(risk, w, axes, 0.02, 2, norm))
+        masses.append(mass)
+        losses.append(float(risk(w).detach()))
+    result = measure(net, X, y, layer="all", rho=0.02, n_steps=2, m=m)
+    if name == "sum":
+        assert result.value == pytest.approx(sum(rises), rel=1e-8)
+    else:
+        assert result.value == pytest.approx(np.average(rises, weights=masses), 1e-8)
+        mean_loss = np.average(losses, weights=masses)
+        assert result.mean_loss == pytest.approx(mean_loss, rel=1e-10)
+    assert result.method.endswith("projected_ascent_by_batch")
+    whole = measure(net, X, y, layer="all", rho=0.02, n_steps=2)
+    if m >= len(X):
+        assert result.value == pytest.approx(whole.value, rel=1e-12)
+    else:
+        assert result.value > whole.value
+
+
+def test_m_sharpness_of_a_module_that_works_in_place():
+    case = BY_ID["inplace"]
+    X, y = case.data()
+    expected = sam_sharpness(BY_ID["relu"].fitted(), X, y, layer="all", m=3)
+    copy = X.clone()
+    found = sam_sharpness(case.fitted(), X, y, layer="all", m=3)
+    assert found.value == pytest.approx(expected.value, rel=1e-12)
+    assert torch.equal(X, copy)
+
+
+def test_m_sharpness_with_weights_of_samples():
+    X, y = load_iris(return_X_y=True)
+    model = LogisticRegression(C=10, max_iter=5000).fit(X, y)
+    weight = np.repeat([0.0, 2.0, 1.0], 50)
+    found = sam_sharpness(model, X, y, m=50, sample_weight=weight)
+    rises = [sam_sharpness(model, X[y == k], y[y == k], m=None).value for k in (1, 2)]
+    assert found.value == pytest.approx((2 * rises[0] + rises[1]) / 3, rel=1e-9)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_corners_for_least_squares(n_steps):
+    """A convex loss is largest in a corner: all of them, and a separable one."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 6)), rng.normal(size=30)
+    model = Ridge(alpha=1.0, fit_intercept=False).fit(X, y)
+
+    def risk(w):
+        return np.square(X @ w - y).mean()
+
+    corners = [
+        risk(model.coef_ + 0.3 * np.array(signs))
+        for signs in itertools.product([-1, 1], repeat=6)
+    ]
+    rise = max(corners) - risk(model.coef_)
+    found = linf_sharpness(model, X, y, rho=0.3, n_steps=n_steps).value
+    assert 0.5 * rise < found <= rise * (1 + 1e-9)
+    # With orthogonal features every weight has its own worst sign, that of its slope.
+    X = np.linalg.qr(X)[0]
+    model = Ridge(alpha=1.0, fit_intercept=False).fit(X, y)
+    slope = 2 * X.T @ (X @ model.coef_ - y) / 30
+    exact = 0.3 * np.abs(slope).sum() + 0.3**2 * 6 / 30
+    found = linf_sharpness(model, X, y, rho=0.3, n_steps=n_steps).value
+    assert found == pytest.approx(exact, rel=1e-9)
+
+
+@paths
+@pytest.mark.parametrize("name", ["relu", "conv2d", "nll", "dense"])
+def test_normalized_logits(measure, norm, adaptive, name):
+    case = BY_ID[name]
+    net, (X, y) = case.fitted(), case.data()
+    risk, w = normalized_risk_at(case, net, list_layers(net), X, y)
+    axes = w.abs() if adaptive else torch.ones_like(w)
+    expected = climbed(risk, w, axes, 0.02, 2, norm)
+    options = {"layer": "all", "rho": 0.02, "n_steps": 2}
+    result = measure(net, X, y, **options, normalize_logits=True)
+    assert result.value == pytest.approx(expected, rel=1e-7)
+    assert result.mean_loss == pytest.approx(float(risk(w).detach()), rel=1e-9)
+    assert result.value != pytest.approx(measure(net, X, y, **options).value, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"magnitude_aware": True}])
+def test_confidence_is_no_sharpness_of_normalized_logits(options):
+    """Logits times 7 are the same classifier; weights that scale move with it."""
+    net, X, y, _, _ = problem("relu", "all")
+    values = []
+    for factor in (1.0, 7.0):
+        with torch.no_grad():
+            net.module_[4].weight *= factor
+            net.module_[4].bias *= factor
+        more = options | {"layer": ["0", "2"], "normalize_logits": True}
+        values.append(linf_sharpness(net, X, y, **more).value)
+        if options:
+            more["layer"] = "all"
+            values.append(linf_sharpness(net, X, y, **more).value)
+    half = len(values) // 2
+    assert values[half:] == pytest.approx(values[:half], rel=1e-9)
+
+
+def test_equal_logits_have_no_scale():
+    """Zeros stay zeros, in the loss and in its gradient."""
+    net, X, y, _, _ = problem("relu", "all")
+    with torch.no_grad():
+        net.module_[4].weight.zero_()
+        net.module_[4].bias.zero_()
+    result = sam_sharpness(net, X, y, layer="0", normalize_logits=True, random_state=0)
+    assert result.value == 0.0
+    assert result.mean_loss == pytest.approx(np.log(3))
+
+
+@pytest.mark.parametrize("name", ["mse", "binary", "multilabel"])
+def test_no_logits_to_normalize(name):
+    net, X, y, _, _ = problem(name, "0")
+    with pytest.raises(ValueError, match=r"one logit per class.*normalize_logits=Fal"):
+        sam_sharpness(net, X, y, layer="0", normalize_logits=True)
+
+
+def test_one_logit_has_no_scale():
+    X, y = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=5000).fit(X[:100], y[:100])
+    with pytest.raises(ValueError, match="at least two classes"):
+        sam_sharpness(
+            model, X[:100], y[:100], loss="squared_error", normalize_logits=True
+        )
+
+
+@pytest.mark.parametrize("measure", [sam_sharpness, asam_sharpness, linf_sharpness])
 @pytest.mark.parametrize("name", ["relu", "tanh", "mse"])
 def test_more_steps_find_more(measure, name):
     net, X, y, _, _ = problem(name, "all")
@@ -132,7 +332,7 @@ def test_gradient_of_exactly_zero():
     assert asam_sharpness(model, X, np.zeros(4), random_state=0).value == 0.0
 
 
-@pytest.mark.parametrize("measure", [sam_sharpness, asam_sharpness])
+@pytest.mark.parametrize("measure", [sam_sharpness, asam_sharpness, linf_sharpness])
 def test_options_are_checked(measure):
     X, y = load_diabetes(return_X_y=True)
     model = LinearRegression().fit(X, y)
@@ -142,6 +342,9 @@ def test_options_are_checked(measure):
     for n_steps in (0, 1.5):
         with pytest.raises(ValueError, match="n_steps to be a positive integer"):
             measure(model, X, y, n_steps=n_steps)
+    for m in (0, 2.5):
+        with pytest.raises(ValueError, match=rf"m to be a positive integer, got {m}"):
+            measure(model, X, y, m=m)
 
 
 def test_overflow_in_the_ball():

@@ -443,13 +443,15 @@ def training_loss(fitted, batch):
     return fitted.train_step_single(batch)["loss"].item()
 
 
+@pytest.mark.parametrize("weight", [0.7, -0.7])
 @every_penalty
-def test_penalty_is_the_relative_flatness(name):
+def test_penalty_is_the_relative_flatness(name, weight):
     fitted, batch = double_net(name)
+    fitted.set_params(flatness_weight=weight)
     penalized = training_loss(fitted, batch)
     plain = training_loss(fitted.set_params(flatness_weight=0.0), batch)
     kappa = relative_flatness(fitted, batch[0], batch[1], layer="out").value
-    assert penalized - plain == pytest.approx(0.7 * kappa, rel=1e-10)
+    assert penalized - plain == pytest.approx(weight * kappa, rel=1e-10)
 
 
 @every_penalty
@@ -506,6 +508,16 @@ def test_penalty_makes_flat():
         values.append(flatness(fitted))
     assert values == sorted(values, reverse=True)
     assert values[0] > 3 * values[-1]
+
+
+def test_negative_weight_makes_sharp():
+    """Training away from flat minima: the objective is E - |weight| kappa."""
+    values = []
+    for weight in (0.0, -0.01, -0.03):
+        fitted = net(FlatClassifier, flatness_weight=weight, max_epochs=40).fit(X, y)
+        values.append(flatness(fitted))
+    assert values == sorted(values)
+    assert values[-1] > 1.2 * values[0]
 
 
 def test_validation_loss_has_no_penalty():
@@ -626,7 +638,7 @@ class Changing(Net):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flatness_weight": -1.0}, "flatness_weight to be a finite number"),
+        ({"flatness_weight": -np.inf}, "flatness_weight to be a finite number"),
         ({"flatness_weight": np.nan}, "flatness_weight to be a finite number"),
         ({"module": NoLinearEnd}, "that ends in a linear layer"),
         ({"module": Changing}, "Expected the training step to call layer 'out'"),
