@@ -26,6 +26,7 @@ from sklearn_relflat._representativeness.split_errors import (
     random_splits,
     split_errors,
 )
+from sklearn_relflat._results.documented import Documented
 from sklearn_relflat._split.feature_split import FeatureSplit
 
 
@@ -36,7 +37,7 @@ def _held_out_density(
     return float(density.fit(X[train]).score_samples(X[test]).mean())
 
 
-class KDERepresentativeness(DensityMixin, BaseEstimator):
+class KDERepresentativeness(Documented, DensityMixin, BaseEstimator):
     """Estimate how well a sample represents the distribution it was drawn from.
 
     A sample is *representative* for a model f if the local densities around its
