@@ -15,6 +15,7 @@ ROOT = REPOSITORY / PACKAGE
 # The floors, from the ground up: a module imports from its own floor and those before
 # it. The package itself comes late: what is before it must not import public names.
 FLOORS = [
+    "_progress",
     "_results",
     "_linear",
     "_losses",

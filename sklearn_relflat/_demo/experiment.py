@@ -27,7 +27,7 @@ from sklearn_relflat import (
     relative_flatness,
     smoothed_risk,
 )
-from sklearn_relflat._demo.training import make_net, progress_bar
+from sklearn_relflat._demo.training import counting_nets, make_net
 
 # The squared error on the logits does not saturate where a net is confident of its
 # training sample; the user guide says why that matters.
@@ -259,7 +259,7 @@ def run_demo(config: Config, *, progress: bool = True) -> Demo:
         "neg_log_loss": "neg_log_loss",
         "relative_flatness": RelativeFlatnessScorer(loss=FLATNESS_LOSS),
     }
-    with progress_bar(n_fits, "training", not progress) as path:
+    with counting_nets(n_fits, "training", not progress) as path:
         rule = FlattestWithin(config.tol)
         search = make_search(config, scoring, refit=rule, progress_file=path).fit(
             *train

@@ -15,8 +15,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import nn
-from tqdm import tqdm
 
+from sklearn_relflat._progress.bar import progress_bar
 from sklearn_relflat.callbacks import Seeded, StopAtTrainingLoss
 
 
@@ -60,14 +60,12 @@ class Tick(Callback):
 
 
 @contextmanager
-def progress_bar(total: int, description: str, disable: bool) -> Iterator[str]:
+def counting_nets(total: int, description: str, disable: bool) -> Iterator[str]:
     """Yield a path for `Tick`, and draw a bar that follows it."""
     handle, path = tempfile.mkstemp(prefix="relflat-progress-")
     os.close(handle)
     done = threading.Event()
-    bar = tqdm(
-        total=total, desc=description, unit="net", mininterval=0.5, disable=disable
-    )
+    bar = progress_bar(title=description, unit="net", verbose=not disable, total=total)
 
     def follow() -> None:
         while not done.wait(0.2):

@@ -18,6 +18,7 @@ from sklearn_relflat._density.arrays import (
 )
 from sklearn_relflat._density.log_density import log_density
 from sklearn_relflat._density.radial_kernels import RADIAL_KERNELS, Seed, array_module
+from sklearn_relflat._results.documented import Documented
 
 # Default number of float64 in a temporary array: 2 MB, which a core's cache holds, or
 # 128 MB on an accelerator, which needs large launches.
@@ -26,7 +27,7 @@ _BLOCK_SIZE_CPU, _BLOCK_SIZE_DEVICE = 2**18, 2**24
 _LARGEST_VALUE = 1e150
 
 
-class VariableKernelDensity(DensityMixin, BaseEstimator):
+class VariableKernelDensity(Documented, DensityMixin, BaseEstimator):
     """Kernel density estimate whose bandwidth grows with the norm of each sample.
 
     Sample i carries the kernel with bandwidth ``delta * ||x_i||``: the local density

@@ -16,6 +16,7 @@ from sklearn_relflat._layers.call_order import probe_inputs, trace_calls
 from sklearn_relflat._measures.evaluations import evaluate, measure_options
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.view import lossless_view
+from sklearn_relflat._progress.side_by_side import side_by_side
 from sklearn_relflat._results.tables import make_table
 
 _KINDS = ("layers", "neurons")
@@ -35,6 +36,8 @@ def invariance_report(
     loss: Any = None,
     sample_weight: Any = None,
     random_state: Any = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
 ) -> Any:
     """Rescale copies of a model at random, and tell which measures moved.
 
@@ -68,6 +71,11 @@ def invariance_report(
         Weights of the samples.
     random_state : int, RandomState instance or None, default=None
         Seed of the factors, and of the measures that sample.
+    n_jobs : int, default=None
+        Number of processes, one copy each; -1 is all cores. The numbers are the same
+        for any.
+    verbose : int, default=0
+        1 shows a bar that counts the copies, with the time left.
 
     Returns
     -------
@@ -137,41 +145,38 @@ def invariance_report(
         if random_state is None
         else random_state
     )
-    seed = int(rng.randint(np.iinfo(np.int32).max))
-
-    def measured(model: Any) -> list[dict[str, Any]]:
-        """Rows of one model; the same seed for every model."""
-        rows, _ = evaluate(
-            model,
-            X,
-            y,
-            layers=layers,
-            options=measure_options(measures),
-            automatic=measures is None,
-            loss=loss,
-            sample_weight=sample_weight,
-            random_state=seed,
-        )
-        return rows
-
+    # The same seed for every model.
+    options = {
+        "layers": layers,
+        "options": measure_options(measures),
+        "automatic": measures is None,
+        "loss": loss,
+        "sample_weight": sample_weight,
+        "random_state": int(rng.randint(np.iinfo(np.int32).max)),
+    }
     view = lossless_view(estimator)
     widths = _rescalable(view, X, rescaled)
-    before = measured(estimator)
-    moved: dict[str, list[tuple[float, bool]]] = {}
-    changes: dict[str, list[float]] = {}
-    for kind in _KINDS:
-        moved[kind] = [(0.0, False)] * len(before)
-        changes[kind] = []
-        for _ in range(n_copies):
-            factors = _draw_factors(rng, widths, spread, kind)
-            twin = rescaled_copy(estimator, factors, X, tol)
-            changes[kind].append(output_change(estimator, twin, X))
-            after = {(row["measure"], row["layer"]): row for row in measured(twin)}
-            found = [
-                _moved(old, after.get((old["measure"], old["layer"])), view.dtype)
-                for old in before
-            ]
-            moved[kind] = [max(pair) for pair in zip(moved[kind], found, strict=True)]
+    before, _ = evaluate(estimator, X, y, **options)
+    kinds = [kind for kind in _KINDS for _ in range(n_copies)]
+    factors = [_draw_factors(rng, widths, spread, kind) for kind in kinds]
+    measured = side_by_side(
+        _measured_copy,
+        [(estimator, one, X, y, tol, options) for one in factors],
+        n_jobs,
+        title="rescaled copies",
+        unit="copy",
+        verbose=verbose,
+    )
+    moved = {kind: [(0.0, False)] * len(before) for kind in _KINDS}
+    changes: dict[str, list[float]] = {kind: [] for kind in _KINDS}
+    for kind, (change, after) in zip(kinds, measured, strict=True):
+        changes[kind].append(change)
+        rows_after = {(row["measure"], row["layer"]): row for row in after}
+        found = [
+            _moved(old, rows_after.get((old["measure"], old["layer"])), view.dtype)
+            for old in before
+        ]
+        moved[kind] = [max(pair) for pair in zip(moved[kind], found, strict=True)]
     allowed = _round_off(view.dtype)
     outputs = [(max(changes[kind]), max(changes[kind]) > allowed) for kind in _KINDS]
     rows = [_row("outputs", "", _largest_output(view, X), *outputs)]
@@ -180,6 +185,20 @@ def invariance_report(
         for old, *found in zip(before, *moved.values(), strict=True)
     ]
     return make_table(rows)
+
+
+def _measured_copy(
+    estimator: Any,
+    factors: dict[str, Any],
+    X: Any,
+    y: Any,
+    tol: float | None,
+    options: dict[str, Any],
+) -> tuple[float, list[dict[str, Any]]]:
+    """Change of the outputs of a rescaled copy, and its rows."""
+    twin = rescaled_copy(estimator, factors, X, tol)
+    change = output_change(estimator, twin, X)
+    return change, evaluate(twin, X, y, **options)[0]
 
 
 def _row(

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_relflat._linear.checks import check_delta, check_flag, check_sample_weight
 from sklearn_relflat._linear.logistic_objective import Array, LogisticObjective
+from sklearn_relflat._results.documented import Documented
 
 
 def _class_weights(
@@ -75,7 +76,7 @@ def _root_mean_square(X: Any, weight: Array) -> float:
     return float(norm) or 1.0
 
 
-class RelativeFlatnessLogisticRegression(ClassifierMixin, BaseEstimator):
+class RelativeFlatnessLogisticRegression(Documented, ClassifierMixin, BaseEstimator):
     r"""Logistic regression regularised by its relative flatness.
 
     Minimises the mean cross-entropy plus :math:`\frac{\delta^2}{2m}\kappa`, where

@@ -30,6 +30,7 @@ from sklearn_relflat._linear.ridge_solvers import (
     least_squares,
     solve,
 )
+from sklearn_relflat._results.documented import Documented
 
 CHECKS = {
     "accept_sparse": ("csr", "csc"),
@@ -146,7 +147,7 @@ def relative_flatness_path(
     return (radii, *path, _measure_path(problem, radii, coefs.transpose(1, 0, 2)))
 
 
-class RidgeBase(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class RidgeBase(Documented, MultiOutputMixin, RegressorMixin, BaseEstimator):
     """What the ridge estimators share: how they keep a solution and predict."""
 
     def _keep(

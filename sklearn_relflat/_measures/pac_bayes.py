@@ -15,12 +15,15 @@ from sklearn_relflat._measures.badness import METRICS, has_accuracy
 from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.noise import Noise, check_n_draws
 from sklearn_relflat._measures.weight_space import WeightSpace
+from sklearn_relflat._progress.bar import progress_bar
 
 # Noise beyond this many times the size of the weights leaves nothing of the weights.
 _MAX_DOUBLINGS = 10
 # Noise this much smaller than the weights is lost in double precision.
 _MAX_HALVINGS = 50
 _DOUBLE = math.log(2)
+# Ends of the chord whose slope is taken for that of the badness in sigma.
+_CHORD = (1 / 1.25, 1.25)
 
 
 def pac_bayes_flatness(
@@ -37,6 +40,7 @@ def pac_bayes_flatness(
     rtol: float = 0.01,
     sample_weight: Any = None,
     random_state: Any = None,
+    verbose: int = 0,
 ) -> Measurement:
     """Inverse variance of the noise in the weights that the model just withstands.
 
@@ -72,6 +76,10 @@ def pac_bayes_flatness(
         Weights of the samples.
     random_state : int, RandomState instance or None, default=None
         Seed of the noise.
+    verbose : int, default=0
+        1 shows a bar that counts the standard deviations that were tried, with the
+        time left once the bisection begins. There is no ``n_jobs``: each of them
+        depends on the one before.
 
     Returns
     -------
@@ -134,6 +142,7 @@ def pac_bayes_flatness(
             magnitude_aware=magnitude_aware,
             n_draws=n_draws,
             rtol=rtol,
+            verbose=verbose,
         )
 
 
@@ -145,24 +154,27 @@ def pac_bayes_of(
     magnitude_aware: bool = False,
     n_draws: int = 16,
     rtol: float = 0.01,
+    verbose: int = 0,
 ) -> Measurement:
     """PAC-Bayes flatness of an open problem; see `pac_bayes_flatness`."""
     _check_options(problem, metric, drop, n_draws, rtol)
     noise = Noise(WeightSpace(problem), metric, magnitude_aware, n_draws)
     loss_before, badness_before = noise.at_weights()
-    search = _Search(noise.badness, badness_before + drop, rtol)
-    log_low, log_high = search.bracket(noise.unit())
     name = "pac_bayes_flatness"
     method = "magnitude_aware_bisection" if magnitude_aware else "bisection"
-    if math.isinf(log_low):
-        return measured(problem, name, 0.0, method=method, mean_loss=loss_before)
+    with progress_bar(title=name, unit="sigma", verbose=verbose) as bar:
+        search = _Search(noise.badness, badness_before + drop, rtol, bar)
+        log_low, log_high = search.bracket(noise.unit())
+        if math.isinf(log_low):
+            return measured(problem, name, 0.0, method=method, mean_loss=loss_before)
+        sigma_stderr = search.stderr(log_low, badness_before)
     low, high = math.exp(log_low), math.exp(log_high)
     return measured(
         problem,
         name,
         low**-2,
         method=method,
-        stderr=2 * low**-3 * search.stderr(log_low, badness_before),
+        stderr=2 * low**-3 * sigma_stderr,
         tolerance=low**-2 - high**-2,
         mean_loss=loss_before,
     )
@@ -204,12 +216,14 @@ class _Search:
     badness: Callable[[float], np.ndarray]
     limit: float
     rtol: float
+    bar: Any
     seen: dict[float, np.ndarray] = field(default_factory=dict)
 
     def at(self, log_sigma: float) -> np.ndarray:
         """Badness under noise of some size, computed once."""
         if log_sigma not in self.seen:
             self.seen[log_sigma] = self.badness(math.exp(log_sigma))
+            self.bar.update()
         return self.seen[log_sigma]
 
     def excess(self, log_sigma: float) -> float:
@@ -239,7 +253,11 @@ class _Search:
                 high -= _DOUBLE
             else:
                 low = high - _DOUBLE
-        bisect(self.excess, low, high, xtol=math.log1p(self.rtol))
+        # What is left is known from here on: halvings, and two ends of a chord.
+        width = math.log1p(self.rtol)
+        halvings = math.ceil(math.log2((high - low) / width))
+        self.bar.total = self.bar.n + halvings + len(_CHORD)
+        bisect(self.excess, low, high, xtol=width)
         inside = [t for t in self.seen if low <= t <= high]
         return (
             max(t for t in inside if self.excess(t) < 0),
@@ -252,8 +270,12 @@ class _Search:
         error = float(draws.std(ddof=1)) / math.sqrt(len(draws))
         if not error:
             return 0.0
-        below, above = sigma / 1.25, sigma * 1.25
-        rise = float(np.mean(self.badness(above)) - np.mean(self.badness(below)))
+        means = []
+        for factor in _CHORD:
+            means.append(float(np.mean(self.badness(sigma * factor))))
+            self.bar.update()
+        below, above = (sigma * factor for factor in _CHORD)
+        rise = means[1] - means[0]
         slope = rise / (above - below)
         if not (math.isfinite(slope) and slope > 0):
             # The chord from no noise: the limit exceeds the start.

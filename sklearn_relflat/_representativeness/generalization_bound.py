@@ -27,11 +27,12 @@ from sklearn_relflat._split.feature_split import FeatureSplit
 
 # Theorem 5 needs perturbations of norm delta at most.
 _BOUNDED_KERNELS = {k.name for k in RADIAL_KERNELS.values() if k.support <= 1.0}
-_SHARED = ("layer", "n_splits", "test_size", "n_draws", "random_state")
+_SHARED = ("layer", "n_splits", "test_size", "n_draws", "random_state", "n_jobs")
 _CONSTRAINTS = {
     **{name: KDERepresentativeness._parameter_constraints[name] for name in _SHARED},
     "kernel": [StrOptions(_BOUNDED_KERNELS)],
     "refit": [StrOptions({"head", "estimator"})],
+    "verbose": ["verbose"],
 }
 
 
@@ -128,6 +129,8 @@ def generalization_bound(
     n_draws: int = 8,
     refit: str = "estimator",
     random_state: Seed = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
 ) -> GeneralizationBound:
     """Estimate the generalization gap by representativeness plus flatness.
 
@@ -171,6 +174,12 @@ def generalization_bound(
         small.
     random_state : int, RandomState instance or None, default=None
         Seed of the splits and draws.
+    n_jobs : int, default=None
+        Number of processes that refit the estimator, one split each; -1 is all cores.
+        The numbers are the same for any, if each fit of the estimator is a function of
+        its data: give it a seed.
+    verbose : int, default=0
+        1 shows a bar that counts the splits, with the time left.
 
     Returns
     -------
@@ -262,6 +271,8 @@ def generalization_bound(
         "n_draws": n_draws,
         "refit": refit,
         "random_state": random_state,
+        "n_jobs": n_jobs,
+        "verbose": verbose,
     }
     validate_parameter_constraints(_CONSTRAINTS, options, "generalization_bound")
     check_refit(estimator, refit)
@@ -282,6 +293,8 @@ def generalization_bound(
         n_splits=n_splits,
         test_size=test_size,
         rng=rng,
+        n_jobs=n_jobs,
+        verbose=verbose,
     )
     # After the splits, which are then those of KDERepresentativeness with this seed.
     flatness = relative_flatness(model, X, y, random_state=rng)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from sklearn_relflat._density.kernel_density import VariableKernelDensity
 from sklearn_relflat._density.radial_kernels import RADIAL_KERNELS, Seed
+from sklearn_relflat._progress.side_by_side import side_by_side
 from sklearn_relflat._representativeness.local_risk import LocalDensities
 from sklearn_relflat._representativeness.split_errors import (
     measured,
@@ -25,10 +26,18 @@ from sklearn_relflat._representativeness.split_errors import (
     random_splits,
     split_errors,
 )
+from sklearn_relflat._results.documented import Documented
 from sklearn_relflat._split.feature_split import FeatureSplit
 
 
-class KDERepresentativeness(DensityMixin, BaseEstimator):
+def _held_out_density(
+    density: VariableKernelDensity, X: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> float:
+    """Mean log-density that one part gives to the other."""
+    return float(density.fit(X[train]).score_samples(X[test]).mean())
+
+
+class KDERepresentativeness(Documented, DensityMixin, BaseEstimator):
     """Estimate how well a sample represents the distribution it was drawn from.
 
     A sample is *representative* for a model f if the local densities around its
@@ -80,6 +89,12 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
     random_state : int, RandomState instance or None, default=None
         Seed of the splits and draws. None takes fresh entropy and leaves NumPy's
         global random state alone.
+    n_jobs : int, default=None
+        Number of processes that refit the estimator, or the densities where there is
+        none, one split each; -1 is all cores. The numbers are the same for any, if each
+        fit of the estimator is a function of its data: give it a seed.
+    verbose : int, default=0
+        1 shows a bar that counts the splits, with the time left.
 
     Attributes
     ----------
@@ -178,6 +193,8 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
         "n_draws": [Interval(Integral, 4, None, closed="left")],
         "refit": [StrOptions({"head", "estimator"}), None],
         "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
     }
 
     estimator_: FeatureSplit | None
@@ -194,6 +211,8 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
         n_draws: int = 8,
         refit: str | None = "head",
         random_state: Seed = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
     ) -> None:
         self.estimator = estimator
         self.layer = layer
@@ -204,6 +223,8 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
         self.n_draws = n_draws
         self.refit = refit
         self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -247,13 +268,23 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
         bandwidth = self.density_.bandwidth_
         no_classes = np.zeros(len(X), dtype=np.int64)
         splits = list(random_splits(no_classes, self.n_splits, self.test_size, rng))
-        values = np.empty(len(splits))
-        for k, (train, test) in enumerate(splits):
-            density = VariableKernelDensity(
+        densities = [
+            VariableKernelDensity(
                 bandwidth=bandwidth[train], kernel=self.density_.kernel
             )
-            values[k] = density.fit(X[train]).score_samples(X[test]).mean()
-        self._set_errors(values, len(test) / len(train))
+            for train, _ in splits
+        ]
+        tasks = [(d, X, *split) for d, split in zip(densities, splits, strict=True)]
+        values = side_by_side(
+            _held_out_density,
+            tasks,
+            self.n_jobs,
+            title="splits",
+            unit="split",
+            verbose=self.verbose,
+        )
+        train, test = splits[0]
+        self._set_errors(np.array(list(values)), len(test) / len(train))
         return self
 
     def _fit_model(self, X: Any, y: Any, rng: np.random.RandomState) -> Self:
@@ -281,6 +312,8 @@ class KDERepresentativeness(DensityMixin, BaseEstimator):
             n_splits=self.n_splits,
             test_size=self.test_size,
             rng=rng,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
         )
         self.density_ = self._fitted_density(risk.features.reshape(len(risk), -1))
         self._set_errors(result.errors[0], result.test_ratio)

@@ -12,6 +12,8 @@ from sklearn.utils import check_random_state
 from torch.utils.data import Dataset, Subset
 
 from sklearn_relflat._density.radial_kernels import Seed
+from sklearn_relflat._progress.bar import progress_bar
+from sklearn_relflat._progress.side_by_side import side_by_side
 from sklearn_relflat._representativeness.local_risk import LocalDensities, LocalRisk
 from sklearn_relflat._split.feature_split import FeatureSplit
 
@@ -134,11 +136,13 @@ class _Problem:
     local: LocalDensities
     rng: np.random.RandomState
     smoothed: tuple[np.ndarray, np.ndarray]
+    n_jobs: int | None
 
 
 # Held-out and training risk, smoothed training risks and their variances (n_deltas,).
 _Risks = tuple[float, float, np.ndarray, np.ndarray]
-_Evaluate = Callable[[np.ndarray, np.ndarray], _Risks]
+# Training and held-out part.
+_Splits = list[tuple[np.ndarray, np.ndarray]]
 
 
 def _risks(
@@ -157,50 +161,48 @@ def _risks(
     )
 
 
-def _as_it_is(problem: _Problem) -> _Evaluate:
+def _as_it_is(problem: _Problem, splits: _Splits) -> Iterator[_Risks]:
     """Refit nothing."""
     values, variances = problem.smoothed
-
-    def evaluate(train: np.ndarray, test: np.ndarray) -> _Risks:
+    for train, test in splits:
         smoothed = values[:, train], variances[:, train]
-        return _risks(problem.risk, train, test, smoothed)
-
-    return evaluate
+        yield _risks(problem.risk, train, test, smoothed)
 
 
-def _with_refitted_head(problem: _Problem) -> _Evaluate:
+def _with_refitted_head(problem: _Problem, splits: _Splits) -> Iterator[_Risks]:
     """Refit the output layer."""
     penalty = problem.risk.penalty()
-
-    def evaluate(train: np.ndarray, test: np.ndarray) -> _Risks:
+    for train, test in splits:
         risk = problem.risk.refitted(train, penalty)
         smoothed = risk.smoothed_losses(train, problem.local, problem.rng)
-        return _risks(risk, train, test, smoothed)
-
-    return evaluate
+        yield _risks(risk, train, test, smoothed)
 
 
-def _with_refitted_estimator(problem: _Problem) -> _Evaluate:
+def _with_refitted_estimator(problem: _Problem, splits: _Splits) -> Iterator[_Risks]:
     """Refit everything."""
-
-    def evaluate(train: np.ndarray, test: np.ndarray) -> _Risks:
-        X, y = problem.X, problem.y
-        fitted = clone(problem.learner).fit(_take(X, train), _take(y, train))
+    X, y = problem.X, problem.y
+    # Only the fits run side by side: the draws follow each other in one stream.
+    tasks = [(problem.learner, X, y, train) for train, _ in splits]
+    fits = side_by_side(_fitted, tasks, problem.n_jobs)
+    for (train, test), fitted in zip(splits, fits, strict=True):
         trained = measured(fitted, _take(X, train), _take(y, train))
         held_out = measured(fitted, _take(X, test), _take(y, test))
         rows = np.arange(len(trained))
         values, variances = trained.smoothed_losses(rows, problem.local, problem.rng)
-        return (
+        yield (
             float(held_out.mean(held_out.losses())),
             float(trained.mean(trained.losses())),
             trained.mean(values),
             trained.mean_variance(variances),
         )
 
-    return evaluate
+
+def _fitted(learner: FeatureSplit, X: Any, y: Any, rows: np.ndarray) -> FeatureSplit:
+    """Fit a clone to some samples."""
+    return clone(learner).fit(_take(X, rows), _take(y, rows))
 
 
-REFITS: dict[str | None, Callable[[_Problem], _Evaluate]] = {
+REFITS: dict[str | None, Callable[[_Problem, _Splits], Iterator[_Risks]]] = {
     None: _as_it_is,
     "head": _with_refitted_head,
     "estimator": _with_refitted_estimator,
@@ -281,6 +283,8 @@ def split_errors(
     n_splits: int,
     test_size: float,
     rng: np.random.RandomState,
+    n_jobs: int | None = None,
+    verbose: int = 0,
 ) -> tuple[LocalRisk, SplitErrors]:
     """Measure the errors of representativeness over random splits.
 
@@ -304,6 +308,10 @@ def split_errors(
         Share or number of held-out samples.
     rng : RandomState
         Source of splits and draws.
+    n_jobs : int, default=None
+        Number of processes that refit the estimator.
+    verbose : int, default=0
+        Whether a bar counts the splits.
 
     Returns
     -------
@@ -316,9 +324,12 @@ def split_errors(
     labels = _class_labels(model, risk)
     splits = list(random_splits(labels, n_splits, test_size, rng))
     smoothed = risk.smoothed_losses(np.arange(len(risk)), local, rng)
-    problem = _Problem(learner, X, y, risk, local, rng, smoothed)
-    evaluate = REFITS[refit](problem)
-    results = [evaluate(train, test) for train, test in splits]
+    problem = _Problem(learner, X, y, risk, local, rng, smoothed, n_jobs)
+    each = REFITS[refit](problem, splits)
+    bar = progress_bar(
+        each, title="splits", unit="split", verbose=verbose, total=n_splits
+    )
+    results = list(bar)
     held_out, trained = (np.array([r[i] for r in results]) for i in (0, 1))
     training, variances = (np.stack([r[i] for r in results], axis=1) for i in (2, 3))
     train, test = splits[0]

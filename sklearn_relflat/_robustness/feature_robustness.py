@@ -291,6 +291,7 @@ def feature_robustness(
     loss: Any = None,
     sample_weight: Any = None,
     random_state: Any = None,
+    verbose: int = 0,
 ) -> FeatureRobustness:
     """Measure how much the loss rises when features are perturbed.
 
@@ -324,6 +325,9 @@ def feature_robustness(
         Weights of the samples.
     random_state : int, RandomState instance or None, default=None
         Seed of the matrices.
+    verbose : int, default=0
+        1 shows a bar that counts the samples, with the time left. There is no
+        ``n_jobs``: matrices share their passes over the data, in torch's own threads.
 
     Returns
     -------
@@ -409,6 +413,7 @@ def feature_robustness(
             n_matrices,
             labels=function,
             random_state=random_state,
+            verbose=verbose,
         )
     flatness, flatness_stderr = sums.kappa, 0.0
     if flatness is None:

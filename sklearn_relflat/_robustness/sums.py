@@ -7,6 +7,7 @@ to `_split.head`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sklearn_relflat._curvature.problem import Problem
+from sklearn_relflat._progress.bar import progress_bar
 from sklearn_relflat._robustness.matrix_distribution import MatrixDistribution
 from sklearn_relflat._robustness.perturbations import (
     CoordinateProjections,
@@ -114,6 +116,7 @@ def robustness_sums(
     *,
     labels: PerturbedLabels | None = None,
     random_state: Any = None,
+    verbose: int = 0,
 ) -> RobustnessSums:
     """Evaluate all matrices, as many at a time as are held in memory.
 
@@ -131,6 +134,8 @@ def robustness_sums(
         Labels of perturbed features; None for constant labels.
     random_state : int, RandomState instance or None, default=None
         Seed of the matrices.
+    verbose : int, default=0
+        Whether a bar counts the samples, in each pass over them.
 
     Returns
     -------
@@ -145,7 +150,8 @@ def robustness_sums(
     stream = _changes(
         problem, distribution, n_matrices, random_state, explicit=labels is not None
     )
-    return _summed(problem, deltas, stream, labels)
+    n_changes = int(distribution.draw_index(n_matrices)[-1]) + 1
+    return _summed(problem, deltas, stream, labels, n_changes, verbose)
 
 
 def neuron_sums(
@@ -186,7 +192,7 @@ def neuron_sums(
         )
         for _ in range(n_directions)
     )
-    return _summed(problem, deltas, stream, None)
+    return _summed(problem, deltas, stream, None, n_directions)
 
 
 def _summed(
@@ -194,18 +200,28 @@ def _summed(
     deltas: np.ndarray,
     stream: Iterator[_Change],
     labels: PerturbedLabels | None,
+    n_changes: int,
+    verbose: int = 0,
 ) -> RobustnessSums:
     """Evaluate all changes, as many at a time as are held in memory."""
     (layer,) = problem.layers.values()
     explicit = labels is not None
     numbers = layer.n_features * (layer.n_neurons + explicit * layer.n_features)
+    size = max(1, _HELD_NUMBERS // numbers)
     results = []
-    while group := list(islice(stream, max(1, _HELD_NUMBERS // numbers))):
-        sums = _Sums(problem, deltas.tolist(), group, labels)
-        for batch in problem.chunks():
-            with torch.no_grad():
-                sums.add(make_head(problem, batch))
-        results.append(sums.results())
+    with progress_bar(
+        title="feature robustness",
+        unit="sample",
+        verbose=verbose,
+        total=problem.source.n_samples * math.ceil(n_changes / size),
+    ) as bar:
+        while group := list(islice(stream, size)):
+            sums = _Sums(problem, deltas.tolist(), group, labels)
+            for batch in problem.chunks():
+                with torch.no_grad():
+                    sums.add(make_head(problem, batch))
+                bar.update(batch.n_samples)
+            results.append(sums.results())
     values = np.concatenate([result.values for result in results], axis=1)
     _check_finite(values, deltas)
     expansion = np.concatenate([result.expansion for result in results], axis=1)

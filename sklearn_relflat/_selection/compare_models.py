@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sklearn_relflat._flatness.relative_flatness import relative_flatness
+from sklearn_relflat._progress.side_by_side import side_by_side
 from sklearn_relflat._results.plottable import Plottable
 from sklearn_relflat._results.result import TableReport
 from sklearn_relflat._results.words import listed, number
@@ -131,6 +132,8 @@ def compare_models(
     n_draws: int = 16,
     sample_weight: Any = None,
     random_state: Any = 0,
+    n_jobs: int | None = None,
+    verbose: int = 0,
 ) -> ModelComparison:
     r"""Compare fitted models on their training sample, and say which one to take.
 
@@ -143,7 +146,7 @@ def compare_models(
     models : dict of str to estimator, list of estimator, or search
         Fitted models, see `relative_flatness`. Of a fitted search, its candidates: the
         best one as it is, all others fitted again on X and y, as a search does not
-        keep them (``search.n_jobs`` at a time).
+        keep them.
     X : {array-like, sparse matrix, Tensor, Dataset, dict} of shape (n_samples, ...)
         The sample that they were trained on.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
@@ -170,6 +173,12 @@ def compare_models(
         Weights of the training samples.
     random_state : int, RandomState instance or None, default=0
         Seed of the perturbations, which all models share.
+    n_jobs : int, default=None
+        Number of processes, one model each; -1 is all cores. None measures one after
+        the other, and fits the candidates of a search ``search.n_jobs`` at a time. The
+        numbers are the same for any.
+    verbose : int, default=0
+        1 shows bars that count the models, with the time left.
 
     Returns
     -------
@@ -228,39 +237,46 @@ def compare_models(
     >>> min(rows, key=lambda row: row["test_loss"])["model"]
     'medium'
     """
-    named = named_models(models, X, y, sample_weight=sample_weight)
+    named = named_models(
+        models, X, y, sample_weight=sample_weight, n_jobs=n_jobs, verbose=verbose
+    )
     if X_test is None and y_test is not None:
         raise ValueError(
             "Expected X_test with y_test, got X_test=None. Pass the samples of y_test."
         )
     options = {"layer": layer, "shape": shape, "loss": loss, "n_draws": n_draws}
     seed = one_seed(random_state)
-    results = {}
-    for name, model in named.items():
-        with about(name):
-            results[name] = smoothed_risk(
-                model,
-                X,
-                y,
-                radius=radius,
-                per_sample=True,
-                sample_weight=sample_weight,
-                random_state=seed,
-                **options,
-            )
+    options |= {"radius": radius, "sample_weight": sample_weight}
+    risks = side_by_side(
+        _risk,
+        [(name, model, X, y, seed, options) for name, model in named.items()],
+        n_jobs,
+        title="smoothed risks",
+        unit="model",
+        verbose=verbose,
+    )
+    results = dict(zip(named, risks, strict=True))
     check_one_loss({name: r.metric for name, r in results.items()}, y)
     best = min(results, key=lambda name: results[name].value)
+    others = side_by_side(
+        _others,
+        [
+            (name, model, (X, y, sample_weight), (X_test, y_test), loss, seed)
+            for name, model in named.items()
+        ],
+        n_jobs,
+        title="scores and flatness",
+        unit="model",
+        verbose=verbose,
+    )
     notes: list[str] = []
     rows = []
-    for name, model in named.items():
-        with about(name):
-            row = _row(name, results, best, sample_weight)
-            row |= _scores(model, X, y, sample_weight, "score", name, notes)
-            row |= _flatness(model, X, y, loss, sample_weight, seed, name, notes)
-            if X_test is not None:
-                row |= _scores(model, X_test, y_test, None, "test_score", name, notes)
-                row |= _test_loss(model, X_test, y_test, loss, row["training_loss"])
+    for name, (numbers, own_notes) in zip(named, others, strict=True):
+        row = _row(name, results, best, sample_weight) | numbers
+        if X_test is not None:
+            row["gap"] = row["test_loss"] - row["training_loss"]
         rows.append(row)
+        notes += own_notes
     unresolved = [
         row["model"]
         for row in rows
@@ -286,6 +302,35 @@ def compare_models(
         shape=result.shape,
         _rows=rows,
     )
+
+
+def _risk(
+    name: str, model: Any, X: Any, y: Any, seed: int, options: dict[str, Any]
+) -> SmoothedRisk:
+    """Smoothed risk of one model."""
+    with about(name):
+        return smoothed_risk(model, X, y, per_sample=True, random_state=seed, **options)
+
+
+def _others(
+    name: str,
+    model: Any,
+    sample: tuple[Any, Any, Any],
+    test: tuple[Any, Any],
+    loss: Any,
+    seed: int,
+) -> tuple[dict[str, float], list[str]]:
+    """Measure one model otherwise, and say which numbers are missing."""
+    notes: list[str] = []
+    X, y, sample_weight = sample
+    X_test, y_test = test
+    with about(name):
+        row = _scores(model, X, y, sample_weight, "score", name, notes)
+        row |= _flatness(model, X, y, loss, sample_weight, seed, name, notes)
+        if X_test is not None:
+            row |= _scores(model, X_test, y_test, None, "test_score", name, notes)
+            row |= _test_loss(model, X_test, y_test, loss)
+    return row, notes
 
 
 def _row(
@@ -369,16 +414,13 @@ def _flatness(
     return found
 
 
-def _test_loss(
-    model: Any, X: Any, y: Any, loss: Any, training_loss: float
-) -> dict[str, float]:
-    """Loss on other samples, and the gap."""
+def _test_loss(model: Any, X: Any, y: Any, loss: Any) -> dict[str, float]:
+    """Loss on other samples."""
     result = smoothed_risk(model, X, y, radius=0.0, loss=loss, per_sample=True)
     assert result.per_sample is not None
     return {
         "test_loss": result.mean_loss,
         "test_loss_stderr": mean_error(result.per_sample),
-        "gap": result.mean_loss - training_loss,
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from sklearn_relflat._results.documented import Documented
+
 #: What scikit-learn calls the score whose negative is the log-loss.
 LOG_LOSS = "neg_log_loss"
 
@@ -72,7 +74,7 @@ class Admitted:
         return int(among[order[0]])
 
 
-class FlattestWithin(BaseEstimator):
+class FlattestWithin(Documented, BaseEstimator):
     """Refit rule of a search: the flattest of the candidates that are about the best.
 
     For ``refit=`` of `GridSearchCV` and its relatives. Flatness alone would choose a

@@ -15,7 +15,13 @@ from sklearn_relflat._selection.searched_models import searched_models
 
 
 def named_models(
-    models: Any, X: Any = None, y: Any = None, *, sample_weight: Any = None
+    models: Any,
+    X: Any = None,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
 ) -> dict[str, Any]:
     """Give every fitted model a name.
 
@@ -27,6 +33,8 @@ def named_models(
         candidates, see `searched_models`.
     X, y, sample_weight : array-like
         What the candidates of a search are fitted on.
+    n_jobs, verbose : int or None
+        How they are fitted.
 
     Returns
     -------
@@ -50,7 +58,9 @@ def named_models(
     ['LogisticRegression(C=0.1)', 'LogisticRegression(C=1.0)', 'RidgeClassifier']
     """
     if is_search(models):
-        return searched_models(models, X, y, sample_weight=sample_weight)
+        return searched_models(
+            models, X, y, sample_weight=sample_weight, n_jobs=n_jobs, verbose=verbose
+        )
     if isinstance(models, Mapping):
         named = {str(name): model for name, model in models.items()}
         if len(named) < len(models):

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from sklearn.base import BaseEstimator
 from sklearn.utils import metadata_routing
 
+from sklearn_relflat._results.documented import Documented
+
 
 def _named_measure(name: str) -> Callable[..., Any]:
     """Return one of the package's measures."""
@@ -26,7 +28,7 @@ def _named_measure(name: str) -> Callable[..., Any]:
     return MEASURES[name]
 
 
-class _BaseScorer(BaseEstimator, ABC):
+class _BaseScorer(Documented, BaseEstimator, ABC):
     """A number about a fitted model and a sample, as a scorer.
 
     It is no plain function because scikit-learn and skorch ask for more than a call: a

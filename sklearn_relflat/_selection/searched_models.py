@@ -7,18 +7,24 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.parallel import Parallel, delayed
 
+from sklearn_relflat._progress.side_by_side import side_by_side
 from sklearn_relflat._selection.fits import fit_candidate
 
 
 def searched_models(
-    search: Any, X: Any, y: Any, *, sample_weight: Any
+    search: Any,
+    X: Any,
+    y: Any,
+    *,
+    sample_weight: Any,
+    n_jobs: int | None = None,
+    verbose: int = 0,
 ) -> dict[str, Any]:
     """Return the candidates of a search, fitted on the whole sample.
 
     The best one is the search's own ``best_estimator_``. The search has kept no other:
-    clones are fitted on X and y, ``search.n_jobs`` at a time.
+    clones are fitted on X and y.
 
     Parameters
     ----------
@@ -28,6 +34,10 @@ def searched_models(
         The sample that it was fitted on.
     sample_weight : array-like or None
         Must be None.
+    n_jobs : int or None
+        Number of processes that fit; None is ``search.n_jobs``.
+    verbose : int
+        Whether a bar counts the fits.
 
     Returns
     -------
@@ -60,8 +70,13 @@ def searched_models(
     if hasattr(search, "best_estimator_"):
         own[repr(everyone[search.best_index_])] = search.best_estimator_
     missing = [key for key in candidates if key not in own]
-    fitted = Parallel(n_jobs=search.n_jobs)(
-        delayed(_fitted)(search.estimator, candidates[key], X, y) for key in missing
+    fitted = side_by_side(
+        _fitted,
+        [(search.estimator, candidates[key], X, y) for key in missing],
+        search.n_jobs if n_jobs is None else n_jobs,
+        title="fitting candidates",
+        unit="fit",
+        verbose=verbose,
     )
     models = own | dict(zip(missing, fitted, strict=True))
     names = _names(list(candidates.values()))

@@ -14,11 +14,12 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.validation import indexable
 
+from sklearn_relflat._results.documented import Documented
 from sklearn_relflat._selection.fits import Fits
 from sklearn_relflat._selection.judged import JudgedCandidates
 
 
-class SmoothedRiskSearchCV(GridSearchCV):
+class SmoothedRiskSearchCV(Documented, GridSearchCV):
     r"""Search that fits each candidate once and cross-validates only a few of them.
 
     Every candidate is fitted on the whole sample and judged by its `smoothed_risk`

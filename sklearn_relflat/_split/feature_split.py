@@ -41,6 +41,7 @@ from sklearn_relflat._layers.layers import find_layer
 from sklearn_relflat._models.bare_modules import refuse_bare
 from sklearn_relflat._models.torch_model import TorchModel
 from sklearn_relflat._models.view import model_view
+from sklearn_relflat._results.documented import Documented
 from sklearn_relflat._split.split_model import (
     SplitModel,
     head_outputs,
@@ -82,7 +83,11 @@ def _held_out(model: Any) -> str | None:
 
 
 class FeatureSplit(
-    ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, TransformerMixin, BaseEstimator
+    Documented,
+    ClassNamePrefixFeaturesOutMixin,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""A model :math:`f(x) = g(w \phi(x) + b)`, split at the layer with weight w.
 
@@ -233,9 +238,8 @@ class FeatureSplit(
                 "Expected estimator to be an instance with a method fit, got "
                 f"{self.estimator!r}. Pass a model, such as LogisticRegression()."
             )
-        if self.training_flatness is False or isinstance(
-            self.estimator, FrozenEstimator
-        ):
+        frozen = isinstance(self.estimator, FrozenEstimator)
+        if frozen or self.training_flatness is False:
             return
         model = final_model(self.estimator)
         held_out = _held_out(model)

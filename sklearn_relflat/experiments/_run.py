@@ -16,8 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from sklearn_relflat._progress.bar import progress_bar
 from sklearn_relflat.experiments._registry import load_experiment
 from sklearn_relflat.experiments._report import write_report
 from sklearn_relflat.experiments._results_file import (
@@ -169,14 +168,12 @@ def _measure_all(
     if not left:
         return
     n_jobs = min(job[0], len(left))
-    bar = tqdm(
+    bar = progress_bar(
+        title=title,
+        unit="task",
+        verbose=progress,
         total=len(tasks),
         initial=len(tasks) - len(left),
-        desc=title,
-        unit="task",
-        disable=not progress,
-        # A log gets a line every ten seconds.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
         smoothing=0.1,
     )
     workers = Workers(n_jobs, *job[1:])
