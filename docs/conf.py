@@ -13,6 +13,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
 from api_reference import write_page
+from gallery_pictures import fill_cards, pages_with_cards
 
 project = "sklearn_relflat"
 author = "the sklearn_relflat developers"
@@ -63,11 +64,21 @@ numpydoc_show_class_members = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# Notebooks are stored without outputs. They are executed where readers will see them;
-# elsewhere `make notebooks` does that, once.
-nb_execution_mode = "cache" if os.environ.get("READTHEDOCS") else "off"
+# The gallery is executed by every build, and its cells are the key of the cache: after
+# a change of the package `make clean` makes the pictures anew. Notebooks are stored
+# without outputs. They are executed where readers will see them; elsewhere
+# `make notebooks` does that, once.
+nb_execution_mode = "cache"
+if not os.environ.get("READTHEDOCS"):
+    nb_execution_excludepatterns = ["notebooks/*"]
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
+nb_output_stderr = "warn"  # a warning in a cell is one of the build
+# For the kernels: sharper pictures, and no warnings about their own connection.
+os.environ["MATPLOTLIBRC"] = str(DOCS / "matplotlibrc")
+os.environ["JUPYTER_PATH"] = os.pathsep.join(
+    [str(DOCS), *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]
+).rstrip(os.pathsep)
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_relflat"
@@ -111,6 +122,8 @@ def strip_code_blocks(app: Sphinx, doctree: nodes.document) -> None:
 def setup(app: Sphinx) -> None:
     """Register the project's own event handlers."""
     app.connect("doctree-read", strip_code_blocks)
+    app.connect("env-get-updated", pages_with_cards)
+    app.connect("doctree-resolved", fill_cards)
 
 
 collect_notebooks()
