@@ -8,12 +8,13 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
 from api_reference import write_page
-from gallery_pictures import fill_cards, pages_with_cards
 
 project = "sklearn_relflat"
 author = "the sklearn_relflat developers"
@@ -117,6 +118,30 @@ def strip_code_blocks(app: Sphinx, doctree: nodes.document) -> None:
         if text != block.astext() and block.rawsource == block.astext():
             block.rawsource, block.children = text, []
             block.append(nodes.Text(text))
+
+
+# A card of the gallery has `:img-top: picture://gallery/page`, and gets the first picture
+# of that page, which is there once the page has been executed: no picture is stored.
+PICTURE, GALLERY = "picture://", "gallery/index"
+
+
+def pages_with_cards(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Pages to write again in every build: a picture may have changed."""
+    return [GALLERY]
+
+
+def fill_cards(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put the pictures of pages on their cards."""
+    if docname != GALLERY:
+        return
+    for card in doctree.findall(nodes.image):
+        if card["uri"].startswith(PICTURE):
+            page = card["uri"].removeprefix(PICTURE)
+            picture = next(app.env.get_doctree(page).findall(nodes.image), None)
+            if picture is None:
+                raise ExtensionError(f"There is no picture on {page} for its card.")
+            card["uri"] = picture["uri"]
+            card["candidates"] = picture["candidates"]
 
 
 def setup(app: Sphinx) -> None:
