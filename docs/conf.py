@@ -120,8 +120,8 @@ def strip_code_blocks(app: Sphinx, doctree: nodes.document) -> None:
             block.append(nodes.Text(text))
 
 
-# A card of the gallery has `:img-top: picture://gallery/page`, and gets the first picture
-# of that page, which is there once the page has been executed: no picture is stored.
+# A card of the gallery has `:img-top: picture://gallery/page`, and gets the first
+# picture of that page, which is there once the page has been executed: none is stored.
 PICTURE, GALLERY = "picture://", "gallery/index"
 
 

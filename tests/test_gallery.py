@@ -36,9 +36,8 @@ def test_program_is_short_and_draws_with_a_display(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_is_executed(page):
-    assert read(page).startswith(
-        "---\nfile_format: mystnb\nkernelspec:\n  name: python3"
-    )
+    front = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n"
+    assert read(page).startswith(front)
 
 
 def test_every_page_has_a_card_with_its_picture_and_a_line_in_the_toctree():
