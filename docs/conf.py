@@ -8,6 +8,8 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
@@ -65,11 +67,21 @@ numpydoc_show_class_members = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# Notebooks are stored without outputs. They are executed where readers will see them;
-# elsewhere `make notebooks` does that, once.
-nb_execution_mode = "cache" if os.environ.get("READTHEDOCS") else "off"
+# The gallery is executed by every build, and its cells are the key of the cache: after
+# a change of the package `make clean` makes the pictures anew. Notebooks are stored
+# without outputs. They are executed where readers will see them; elsewhere
+# `make notebooks` does that, once.
+nb_execution_mode = "cache"
+if not os.environ.get("READTHEDOCS"):
+    nb_execution_excludepatterns = ["notebooks/*"]
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
+nb_output_stderr = "warn"  # a warning in a cell is one of the build
+# For the kernels: sharper pictures, and no warnings about their own connection.
+os.environ["MATPLOTLIBRC"] = str(DOCS / "matplotlibrc")
+os.environ["JUPYTER_PATH"] = os.pathsep.join(
+    [str(DOCS), *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]
+).rstrip(os.pathsep)
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_relflat"
@@ -118,9 +130,35 @@ def strip_code_blocks(app: Sphinx, doctree: nodes.document) -> None:
             block.append(nodes.Text(text))
 
 
+# A card of the gallery has `:img-top: picture://gallery/page`, and gets the first
+# picture of that page, which is there once the page has been executed: none is stored.
+PICTURE, GALLERY = "picture://", "gallery/index"
+
+
+def pages_with_cards(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Pages to write again in every build: a picture may have changed."""
+    return [GALLERY]
+
+
+def fill_cards(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put the pictures of pages on their cards."""
+    if docname != GALLERY:
+        return
+    for card in doctree.findall(nodes.image):
+        if card["uri"].startswith(PICTURE):
+            page = card["uri"].removeprefix(PICTURE)
+            picture = next(app.env.get_doctree(page).findall(nodes.image), None)
+            if picture is None:
+                raise ExtensionError(f"There is no picture on {page} for its card.")
+            card["uri"] = picture["uri"]
+            card["candidates"] = picture["candidates"]
+
+
 def setup(app: Sphinx) -> None:
     """Register the project's own event handlers."""
     app.connect("doctree-read", strip_code_blocks)
+    app.connect("env-get-updated", pages_with_cards)
+    app.connect("doctree-resolved", fill_cards)
 
 
 collect_notebooks()
