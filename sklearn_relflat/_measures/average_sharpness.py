@@ -81,10 +81,10 @@ def average_sharpness(
 
     Notes
     -----
-    ``mean of E(w + rho c u) - E(w)`` over standard normal u, with c = 1, or c = |w| if
-    `magnitude_aware`. The mean over u and -u has no odd orders of rho in it: for small
-    rho the value tends to ``rho^2 / 2`` times the trace of the Hessian H, or of
-    ``diag(c) H diag(c)``. Where the loss is quadratic in the weights, that is its
+    ``mean of E(w + rho c u) - E(w)`` over standard normal u, with ``c = 1``, or with
+    ``c = |w|`` if `magnitude_aware`. The mean over u and -u has no odd orders of rho in
+    it: for small rho the value tends to ``rho^2 / 2`` times the trace of the Hessian H,
+    or of ``diag(c) H diag(c)``. Where the loss is quadratic in the weights, that is its
     expectation at any rho.
 
     With `normalize_logits`, the logits z of each sample become

@@ -90,7 +90,7 @@ def inverse_margin(
     ``f`` or ``-f`` where one output tells two classes apart. Where a sample has several
     labels, it is that of the worst. Then gamma is the smallest margin up to which the
     samples have a share of at least `quantile` of the weight: no interpolation. With d
-    weight matrices W_j the value is
+    weight matrices W_j the value is::
 
         1 / gamma^2,                                     norm=None,
         prod_j ||W_j||^2 / gamma^2,                      combine="product",

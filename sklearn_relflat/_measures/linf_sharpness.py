@@ -77,7 +77,7 @@ def linf_sharpness(
 
     Notes
     -----
-    ``max E(w + e) - E(w)`` over ``|e_j| <= rho c_j`` with c = 1, or c = |w| if
+    ``max E(w + e) - E(w)`` over ``|e_j| <= rho c_j`` with c = 1, or ``c = |w|`` if
     `magnitude_aware`. A step is ``rho c sign(dE/dw)``, followed by the projection onto
     the cube. Where all weights move the perturbation has the length ``rho sqrt(n)``: a
     rho for the Euclidean norm is far too much here.
