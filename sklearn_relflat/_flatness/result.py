@@ -206,7 +206,7 @@ class LayerwiseRelativeFlatness(Plottable, Result, dict[str, RelativeFlatness]):
             return next(iter(self.values()))._sentence()
         return (
             "Compare each layer with the same layer of another model, not with the "
-            "others: what it means for the loss depends on the number of features."
+            "others: what kappa means for the loss depends on the number of features."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
