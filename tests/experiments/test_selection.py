@@ -81,8 +81,8 @@ def test_the_density_choice_is_that_of_the_public_search(sample, columns):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("0.01", {"tol": 0.01}),
-        ("1se", {"tol": "1se"}),
+        ("0.01", {"tol": 0.01, "loss_tol": None}),
+        ("1se", {"tol": "1se", "loss_tol": None}),
         ("1se, equal loss", {"tol": "1se", "loss_tol": 0.5}),
     ],
 )
