@@ -15,6 +15,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
 from api_reference import write_page
+from worth_table import write_table
 
 project = "sklearn_relflat"
 author = "the sklearn_relflat developers"
@@ -41,7 +42,7 @@ if os.environ.get("READTHEDOCS"):  # elsewhere the build needs no network
         "torch": ("https://docs.pytorch.org/docs/stable", None),
     }
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", "jupyter_execute", "user_guide/_worth_table.md"]
 
 autosummary_generate = True
 autodoc_typehints = "none"
@@ -163,3 +164,4 @@ def setup(app: Sphinx) -> None:
 
 collect_notebooks()
 write_page(DOCS)
+write_table(DOCS)

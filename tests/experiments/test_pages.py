@@ -1,6 +1,7 @@
 """The pages on experiments report what the summaries say."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,30 @@ def test_the_page_on_figure_3_says_what_carries_the_correlation():
     for row in summary["labels"]:
         assert 0.365 < row["other_labels"][0] < 0.505
         assert row["other_labels"][-1] < 0.0105
+
+
+def test_the_table_of_measures_and_questions():
+    sys.path.insert(0, str(DOCS.parent))
+    try:
+        from worth_table import MEASURES, table
+    finally:
+        sys.path.pop(0)
+    _, _, *rows, _, _ = table(DOCS / "results").splitlines()
+    assert len(rows) == len(MEASURES)
+    cells = {row.split(" | ")[0].removeprefix("| "): row.split(" | ") for row in rows}
+    # As on the pages of the experiments.
+    assert cells["PAC-Bayes flatness"][4].startswith("-0.42 (")
+    assert cells["Hessian trace"][4].startswith("-0.26 (")
+    squared = cells["relative flatness, std, squared error"]
+    assert squared[4].startswith("0.57 (")
+    path = DOCS / "results" / "figure5-full.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    (row,) = (
+        row
+        for row in found["spearman_with_gap"]
+        if row["measure"] == "relative flatness std, squared error, fc3"
+    )
+    assert squared[1] == row["0.1"]
 
 
 def test_the_page_on_what_it_is_worth_has_the_numbers_of_the_experiments():
