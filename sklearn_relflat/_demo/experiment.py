@@ -110,6 +110,12 @@ class Scores:
         return self.held_out_loss - self.training_loss
 
     @property
+    def gap_stderr(self) -> float:
+        """Standard error of the gap, over the held-out samples."""
+        n = len(self.held_out_losses)
+        return float(self.held_out_losses.std(ddof=1) / n**0.5)
+
+    @property
     def accuracy(self) -> float:
         """Share of the held-out samples that are classified correctly."""
         return float(self.held_out_hits.mean())

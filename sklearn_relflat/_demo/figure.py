@@ -57,10 +57,21 @@ def make_figure(demo: Demo) -> Any:
     # No pyplot: neither a display nor the state of a session is touched.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(12, 7.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     _draw_candidates(left, demo)
     _draw_path(right, demo)
+    left.set_ylabel(GAP)
+    left.margins(x=0.12)
+    # Below the axes, where no point can lie behind them.
+    place = {"bbox_to_anchor": (0.5, -0.12), "loc": "upper center", "frameon": False}
+    left.legend(
+        **place,
+        fontsize="small",
+        title="of the candidates of the search:",
+        title_fontsize="small",
+    )
+    right.legend(**place, fontsize="small", title="bars: one standard error")
     figure.suptitle(
         "Relative flatness and what is lost on new data: handwritten digits, "
         f"{demo.config.n_train} samples to train on, {demo.n_held_out:,} new ones"
@@ -93,27 +104,21 @@ def _draw_candidates(ax: Any, demo: Demo) -> None:
         ax.plot([], [], "k", linestyle="", marker=f"${letter}$", label=role)
     _label(ax, f"{len(arrived)} nets that all end at a training loss of {loss:g}")
     ax.set_xlabel(FLATNESS.format(r"$\kappa$ for the squared error"))
-    ax.legend(
-        loc="upper left",
-        fontsize="small",
-        title="of the candidates of the search:",
-        title_fontsize="small",
-        alignment="left",
-    )
-    # Room for the legend above the points, and for a letter below them.
-    low, high = ax.get_ylim()
-    ax.set_ylim(low - 0.05 * (high - low), high + 0.65 * (high - low))
 
 
 def _scatter(ax: Any, demo: Demo, indices: set[int], color: str, label: str) -> None:
     """Draw a group of candidates."""
     scores = [demo.candidates[i].scores for i in sorted(indices)]
-    ax.scatter(
+    ax.errorbar(
         [s.flatness.value for s in scores],
         [s.gap for s in scores],
-        s=50,
-        facecolor=color,
-        edgecolor=BLUE,
+        yerr=[s.gap_stderr for s in scores],
+        linestyle="none",
+        marker="o",
+        markersize=7,
+        markerfacecolor=color,
+        color=BLUE,
+        elinewidth=0.8,
         label=label,
     )
 
@@ -134,7 +139,15 @@ def _draw_path(ax: Any, demo: Demo) -> None:
     ]
     for loss, color, offset, kappa in curves:
         x = [kappa(s) for s in scores]
-        ax.plot(x, gaps, "o-", color=color, label=f"$\\kappa$ for the {loss}")
+        ax.errorbar(
+            x,
+            gaps,
+            yerr=[s.gap_stderr for s in scores],
+            fmt="o-",
+            color=color,
+            elinewidth=0.8,
+            label=f"$\\kappa$ for the {loss}",
+        )
         for C, point in zip(Cs, zip(x, gaps, strict=True), strict=True):
             ax.annotate(
                 f"C = {C:g}",
@@ -151,8 +164,7 @@ def _draw_path(ax: Any, demo: Demo) -> None:
         "logistic regressions that end at different training losses:\n"
         f"{most:.2g} (C = {Cs[0]:g}) to {least:.1g} (C = {Cs[-1]:g})",
     )
-    ax.margins(x=0.2, y=0.1)
-    ax.legend(loc="upper center", fontsize="small")
+    ax.margins(x=0.3)
 
 
 def _label(ax: Any, title: str) -> None:
@@ -165,6 +177,5 @@ def _label(ax: Any, title: str) -> None:
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(FLATNESS.format(r"$\kappa$"))
-    ax.set_ylabel(GAP)
     ax.set_title(title, fontsize="medium")
     ax.grid(alpha=0.3)

@@ -411,16 +411,23 @@ def test_clear_sign(mean, error, sign):
 def test_figure_shows_every_candidate():
     demo = make_demo(RISING, accuracies=[0.5, *[0.9] * 4, *[0.8] * 5])
     left, right = make_figure(demo).axes
-    points = [points.get_offsets() for points in left.collections]
+    points = np.hstack([bars.lines[0].get_data() for bars in left.containers])
     expected = [(c.scores.flatness.value, c.scores.gap) for c in demo.candidates]
-    np.testing.assert_allclose(sorted(map(tuple, np.vstack(points))), sorted(expected))
+    np.testing.assert_allclose(sorted(zip(*points, strict=True)), sorted(expected))
+    bars = [
+        bar for group in left.containers for bar in group.lines[2][0].get_segments()
+    ]
+    half = [c.scores.gap_stderr for c in demo.candidates]
+    lengths = [bar[1, 1] - bar[0, 1] for bar in bars]
+    np.testing.assert_allclose(sorted(lengths), sorted(2 * np.array(half)), atol=1e-12)
     assert {text.get_text() for text in left.texts} == {"AB", "C", "D"}
     gaps = [scores.gap for scores in demo.path.values()]
-    for line in right.lines:
-        assert line.get_ydata() == pytest.approx(gaps)
+    for curve in right.containers:
+        assert curve.lines[0].get_ydata() == pytest.approx(gaps)
+    assert left.get_ylabel()
+    assert left.get_ylim() == right.get_ylim()
     for ax in (left, right):
         assert ax.get_xlabel()
-        assert ax.get_ylabel()
         assert ax.get_legend() is not None
 
 
