@@ -14,7 +14,7 @@ References
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,24 @@ def make_room(figure: Any, n_rows: float) -> None:
     """
     height = _ROW * n_rows + _AROUND
     figure.set_figheight(max(figure.get_figheight(), height))
+
+
+def name_rows(ax: Any, names: Sequence[str], *, ruled: bool = True) -> None:
+    """Name the rows 0, 1, ... of the axes from the top to the bottom.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+        The axes.
+    names : sequence of str
+        One a row.
+    ruled : bool, default=True
+        Whether lines keep the rows apart, whose points lie on both sides of the tick.
+    """
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    for row in range(1, len(names) if ruled else 0):
+        ax.axhline(row - 0.5, color=ink(ax), linewidth=0.6, alpha=0.3, zorder=0.9)
 
 
 def ink(ax: Any) -> Any:

@@ -14,6 +14,7 @@ from sklearn_relflat._displays.drawing import (
     frame_of,
     ink,
     make_room,
+    name_rows,
     open_axes,
     readable_ticks,
     set_scale,
@@ -227,8 +228,7 @@ class LayerProfileDisplay:
         )
         set_scale(self.ax_.xaxis, values)
         self._mark_missing(rows[~np.isfinite(values)])
-        self.ax_.set_yticks(rows, self.layers)
-        self.ax_.set_ylim(len(self.layers) - 0.5, -0.5)
+        name_rows(self.ax_, self.layers, ruled=False)
         self.ax_.grid(axis="y", alpha=0.3)
         readable_ticks(self.ax_.xaxis)
         self.ax_.set_xlabel(flatness_label(self.loss, self.symbol))

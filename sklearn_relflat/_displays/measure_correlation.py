@@ -15,6 +15,7 @@ from sklearn_relflat._displays.drawing import (
     frame_of,
     ink,
     make_room,
+    name_rows,
     open_axes,
     styled,
 )
@@ -235,7 +236,7 @@ class MeasureCorrelationDisplay:
             shift = _SPREAD * ((k + 0.5) / n_coefficients - 0.5)
             rows = np.arange(n_measures) + shift
             self._draw(k, name, rows, point_kwargs, interval_kwargs)
-        self._label(n_measures)
+        self._label()
         self.legend_ = None
         if n_coefficients > 1:
             self.legend_ = add_legend(self.ax_, handles=[*self.points_.values()])
@@ -287,18 +288,12 @@ class MeasureCorrelationDisplay:
             for row in rows[~np.isfinite(self.values[:, k])]
         ]
 
-    def _label(self, n_measures: int) -> None:
+    def _label(self) -> None:
         """Name the axes, and set their limits."""
         unsigned = set(self.coefficients) <= set(_WITHOUT_SIGN)
         self.ax_.set_xlim(-0.05 if unsigned else -1.05, 1.05)
         self.ax_.axvline(0.0, color=ink(self.ax_), linewidth=0.8, zorder=0.9)
-        self.ax_.set_yticks(np.arange(n_measures), self.measures)
-        self.ax_.set_ylim(n_measures - 0.5, -0.5)
-        # Between the measures, whose points lie on both sides of their ticks.
-        for row in range(1, n_measures):
-            self.ax_.axhline(
-                row - 0.5, color=ink(self.ax_), linewidth=0.6, alpha=0.3, zorder=0.9
-            )
+        name_rows(self.ax_, self.measures)
         self.ax_.set_xlabel(self._quantity())
         self.ax_.set_ylabel("measure")
 

@@ -15,8 +15,8 @@ from sklearn_relflat._displays.drawing import (
     add_legend,
     check_matplotlib,
     frame_of,
-    ink,
     make_room,
+    name_rows,
     open_axes,
     readable_ticks,
     set_scale,
@@ -217,13 +217,13 @@ class ModelComparisonDisplay:
             (self.points_[key],) = self.ax_.plot(
                 values, places, **styled(style, point_kwargs)
             )
-        self._label(rows)
+        self._label()
         self.legend_ = add_legend(
             self.ax_, handles=[*self.points_.values(), self.best_]
         )
         return self
 
-    def _label(self, rows: np.ndarray) -> None:
+    def _label(self) -> None:
         """Mark the best model, and name the axes."""
         at = self.models.index(self.best)
         self.best_ = self.ax_.axvline(
@@ -236,13 +236,8 @@ class ModelComparisonDisplay:
         )
         names = [name_in_short(model) for model in self.models]
         names[at] += " *"
-        self.ax_.set_yticks(rows, names)
+        name_rows(self.ax_, names)
         self.ax_.get_yticklabels()[at].set_fontweight("bold")
-        self.ax_.set_ylim(len(rows) - 0.5, -0.5)
-        for row in rows[1:]:
-            self.ax_.axhline(
-                row - 0.5, color=ink(self.ax_), linewidth=0.6, alpha=0.3, zorder=0.9
-            )
         set_scale(self.ax_.xaxis, np.concatenate([*self.losses.values()]))
         readable_ticks(self.ax_.xaxis)
         self.ax_.set_xlabel(f"mean {loss_label(self.loss)}")

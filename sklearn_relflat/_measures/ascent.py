@@ -9,7 +9,13 @@ from numbers import Integral
 
 from sklearn_relflat._curvature.problem import Problem
 from sklearn_relflat._measures.measurement import Measurement, measured
-from sklearn_relflat._measures.weight_space import Point, WeightSpace, dot
+from sklearn_relflat._measures.weight_space import (
+    Point,
+    WeightSpace,
+    check_rho,
+    dot,
+    times,
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,7 @@ class Ascent:
 
     def _check(self) -> None:
         """Raise where an option is not valid."""
-        if not (self.rho > 0 and math.isfinite(self.rho)):
-            raise ValueError(f"Expected rho to be a positive number, got {self.rho!r}.")
+        check_rho(self.rho)
         for name, value in (("n_steps", self.n_steps), ("m", self.m)):
             if value is None and name == "m":
                 continue
@@ -92,19 +97,17 @@ class Ascent:
 
     def _climb(self, space: WeightSpace) -> tuple[float, float, float]:
         """Sum of losses at the weights and at the top, and what they are divided by."""
-        axes: Point | None = None
-        if self.magnitude_aware:
-            axes = {name: w.abs() for name, w in space.weights.items()}
+        axes = space.axes(magnitude_aware=self.magnitude_aware)
         base, denominator, gradient = space.gradient(space.weights)
         top = base
         # In units of rho: the ball has radius one.
         step = space.zeros()
         for k in range(self.n_steps):
-            slope = _times(gradient, axes)
+            slope = times(gradient, axes)
             if dot(slope, slope) == 0:
                 slope = space.normal(space.problem.generator())
             step = _STEPS[self.norm](step, slope)
-            scaled = {name: self.rho * s for name, s in _times(step, axes).items()}
+            scaled = {name: self.rho * s for name, s in times(step, axes).items()}
             point = space.moved(_narrow(space, scaled))
             if k == self.n_steps - 1:
                 total, _ = space.totals(point)
@@ -131,13 +134,6 @@ _STEPS: dict[str, Callable[[Point, Point], Point]] = {
     "l2": _step_in_ball,
     "linf": _step_in_cube,
 }
-
-
-def _times(point: Point, axes: Point | None) -> Point:
-    """Point times the axes of the ball."""
-    return (
-        point if axes is None else {name: p * axes[name] for name, p in point.items()}
-    )
 
 
 def _narrow(space: WeightSpace, point: Point) -> Point:

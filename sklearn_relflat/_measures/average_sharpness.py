@@ -11,7 +11,7 @@ import numpy as np
 from sklearn_relflat._curvature.problem import Problem, open_problem
 from sklearn_relflat._measures.measurement import Measurement, measured
 from sklearn_relflat._measures.noise import Noise, check_n_draws
-from sklearn_relflat._measures.weight_space import WeightSpace
+from sklearn_relflat._measures.weight_space import WeightSpace, check_rho
 
 
 def average_sharpness(
@@ -139,8 +139,7 @@ def average_of(
     normalize_logits: bool = False,
 ) -> Measurement:
     """Average-case sharpness of an open problem; see `average_sharpness`."""
-    if not (rho > 0 and math.isfinite(rho)):
-        raise ValueError(f"Expected rho to be a positive number, got {rho!r}.")
+    check_rho(rho)
     check_n_draws(n_draws)
     space = WeightSpace(problem, normalize_logits=normalize_logits)
     noise = Noise(space, "loss", magnitude_aware, n_draws)

@@ -10,7 +10,7 @@ import torch
 
 from sklearn_relflat._curvature.linearization import wide
 from sklearn_relflat._measures.badness import METRICS
-from sklearn_relflat._measures.weight_space import Point, WeightSpace
+from sklearn_relflat._measures.weight_space import Point, WeightSpace, times
 
 
 def check_n_draws(n_draws: int) -> None:
@@ -42,9 +42,7 @@ class Noise:
         self.problem = space.problem
         self.metric = metric
         self.space = space
-        self.axes: Point | None = None
-        if magnitude_aware:
-            self.axes = {name: w.abs() for name, w in self.space.weights.items()}
+        self.axes = space.axes(magnitude_aware=magnitude_aware)
         generator = self.problem.generator()
         self.seeds = torch.randint(
             2**62, (int(n_draws),), generator=generator, device=generator.device
@@ -86,9 +84,7 @@ class Noise:
     def _draw(self, seed: int, sigma: float) -> Point:
         """Perturbed weights. A seed instead of the noise itself saves its memory."""
         generator = torch.Generator(device=self.problem.view.device).manual_seed(seed)
-        noise = self.space.normal(generator)
-        if self.axes is not None:
-            noise = {name: u * self.axes[name] for name, u in noise.items()}
+        noise = times(self.space.normal(generator), self.axes)
         return self.space.moved({name: sigma * u for name, u in noise.items()})
 
     def _averages(self, metric: str, points: list[Point]) -> list[float]:

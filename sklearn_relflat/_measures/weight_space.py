@@ -9,6 +9,7 @@ sums over samples are taken in float64 where the device has it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -114,6 +115,19 @@ class Slopes:
                 raise ValueError(_NO_SECOND_DERIVATIVE.format(error)) from error
 
 
+def times(point: Point, axes: Point | None) -> Point:
+    """Point times the axes of a ball or of a noise, None for all of length one."""
+    if axes is None:
+        return point
+    return {name: p * axes[name] for name, p in point.items()}
+
+
+def check_rho(rho: float) -> None:
+    """Raise where the size of a perturbation is not valid."""
+    if not (rho > 0 and math.isfinite(rho)):
+        raise ValueError(f"Expected rho to be a positive number, got {rho!r}.")
+
+
 class WeightSpace:
     """Risk, gradient and Hessian products around the weights of a model.
 
@@ -179,6 +193,12 @@ class WeightSpace:
     def n_weights(self) -> int:
         """Dimension of the space."""
         return sum(w.numel() for w in self.weights.values())
+
+    def axes(self, *, magnitude_aware: bool) -> Point | None:
+        """Absolute values of the weights, or None for axes of length one."""
+        if not magnitude_aware:
+            return None
+        return {name: w.abs() for name, w in self.weights.items()}
 
     def outputs(self, point: Point, inputs: Any) -> Tensor:
         """Return the outputs of the model with other weights."""

@@ -31,6 +31,11 @@ _WIDE = 256
 _SHARED_BY = 4
 
 
+def _seed_of(seed: int, pair: int) -> int:
+    """Seed of one pair."""
+    return (seed + 0x9E3779B9 * pair) % 2**32
+
+
 class PairStream(RandomSource):
     """Standard normal numbers of one pair, sample after sample.
 
@@ -45,7 +50,7 @@ class PairStream(RandomSource):
     """
 
     def __init__(self, seed: int, pair: int, like: Tensor) -> None:
-        super().__init__((seed + 0x9E3779B9 * pair) % 2**32, like)
+        super().__init__(_seed_of(seed, pair), like)
         self._buffer = torch.empty(0, dtype=torch.float32, device=like.device)
 
     def normal(self, *shape: int) -> Tensor:
@@ -77,7 +82,7 @@ class Turn(RandomSource):
 
     def __init__(self, seed: int, pair: int, n_features: int, like: Tensor) -> None:
         # The stream of the pair's own numbers is not in use.
-        super().__init__((seed + 0x9E3779B9 * pair) % 2**32, like)
+        super().__init__(_seed_of(seed, pair), like)
         self._shift = int(self.generator.integers(1, n_features))
         signs = self.generator.integers(0, 2, size=n_features)
         self._signs = self.array(2.0 * signs - 1.0)

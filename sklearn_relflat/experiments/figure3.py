@@ -163,7 +163,9 @@ def measure(
             model, targets = fit_linear(loss, penalty, X[:size], y[:size])
             flatness = relative_flatness(model, X[:size], targets)
             risks = [
-                _smoothed(flatness, delta, model, X[:size], targets, number)
+                smoothed_risk(
+                    model, X[:size], targets, radius=delta, random_state=number
+                ).value
                 for delta in (radius.radius, config.delta)
             ]
             train_loss = flatness.mean_loss
@@ -188,16 +190,6 @@ def measure(
                 }
             )
     return records
-
-
-def _smoothed(
-    flatness: Any, delta: float, model: Any, X: Any, targets: Any, seed: int
-) -> float:
-    """Smoothed risk; of the squared error it is known without drawing."""
-    if flatness.loss == "squared_error":
-        rise = delta**2 / (2 * flatness.n_features) * flatness.value
-        return float(flatness.mean_loss + rise)
-    return smoothed_risk(model, X, targets, radius=delta, random_state=seed).value
 
 
 def summarize(
